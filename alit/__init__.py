@@ -1,0 +1,36 @@
+"""Adaptive-length image tokenization: images in, 16 to 256 tokens out, as many as each image needs.
+
+    from alit import load_weights
+    weights = load_weights()
+    encoded = weights.model.encode(images_u8, "l1:0.1")
+    pictures = weights.model.decode(encoded.split())
+"""
+
+from alit.config import AlitConfig, KLConfig, VQGANConfig
+from alit.images import ImageError, Limits, decode_image, encode_image, to_uint8
+from alit.selection import Candidate, Criterion, parse
+from alit.tokenizer import Alit, Encoded
+from alit.weights import Weights, WeightsError, load_weights, save_weights
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Alit",
+    "AlitConfig",
+    "Candidate",
+    "Criterion",
+    "Encoded",
+    "ImageError",
+    "KLConfig",
+    "Limits",
+    "VQGANConfig",
+    "Weights",
+    "WeightsError",
+    "__version__",
+    "decode_image",
+    "encode_image",
+    "load_weights",
+    "parse",
+    "save_weights",
+    "to_uint8",
+]

@@ -1,0 +1,265 @@
+"""Model configuration: frozen dataclasses, presets as functions, JSON in and out.
+
+A weights folder's `config.json` is one `AlitConfig` (plus provenance, see `alit.weights`). Every value is checked when
+the object is made, so that a wrong file fails with a sentence before any tensor is built.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Halting = Literal["off", "deterministic", "sampled"]
+CodeMixing = Literal["soft", "hard"]
+
+MAX_IMAGE_SIZE = 4096  # a config is untrusted input: it must not be able to ask for unbounded memory
+MAX_CODEBOOK = 65536  # ids are stored as uint16
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _require_int(name: str, value: object, low: int, high: int) -> None:
+    ok = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+    _require(ok, f"{name} must be a whole number from {low} to {high}, got {value!r}")
+
+
+def _require_channels(channels: tuple[int, ...]) -> None:
+    _require(
+        isinstance(channels, tuple) and 1 <= len(channels) <= 8,
+        f"channels must list 1 to 8 levels, finest first, got {channels!r}",
+    )
+    for width in channels:
+        _require_int("each entry of channels", width, 32, 4096)
+        _require(width % 32 == 0, f"each entry of channels must be a multiple of 32 (group norm), got {width}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VQGANConfig:
+    """A convolutional autoencoder with a discrete bottleneck, in the style of MaskGIT's VQGAN.
+
+    Attributes:
+        channels: width of each resolution level, finest first; every level but the last halves the resolution.
+        blocks: residual blocks per level.
+        latent_dim: width of a base token.
+        codebook_size: number of base codes.
+        published_shortcut: where a residual block changes its width, feed the 1x1 shortcut with the block's own output
+            instead of its input, as the published MaskGIT weights were trained. Off for models trained here.
+    """
+
+    kind: Literal["vqgan"] = "vqgan"
+    channels: tuple[int, ...]
+    blocks: int = 2
+    latent_dim: int = 256
+    codebook_size: int = 1024
+    published_shortcut: bool = False
+
+    def __post_init__(self) -> None:
+        _require_channels(self.channels)
+        _require_int("blocks", self.blocks, 1, 16)
+        _require_int("latent_dim", self.latent_dim, 1, 4096)
+        _require_int("base codebook_size", self.codebook_size, 2, MAX_CODEBOOK)
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels per base token along one side."""
+        return 2 ** (len(self.channels) - 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KLConfig:
+    """The latent-diffusion KL autoencoder; its deterministic latent is the posterior's mean times `latent_scale`."""
+
+    kind: Literal["kl"] = "kl"
+    channels: tuple[int, ...]
+    blocks: int = 2
+    latent_dim: int = 16
+    latent_scale: float = 0.2325
+
+    def __post_init__(self) -> None:
+        _require_channels(self.channels)
+        _require_int("blocks", self.blocks, 1, 16)
+        _require_int("latent_dim", self.latent_dim, 1, 4096)
+        _require(self.latent_scale > 0, f"latent_scale must be above 0, got {self.latent_scale}")
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels per base token along one side."""
+        return 2 ** (len(self.channels) - 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AlitConfig:
+    """The whole tokenizer: a frozen 2D base and the recurrent latent distillation on top of it.
+
+    Attributes:
+        base: the 2D base tokenizer.
+        image_size: side of the square input in pixels.
+        width, depth, heads: of the encoder and, equally, of the decoder.
+        latents_per_iteration: 1D latents added by each rollout iteration.
+        iterations: rollout iterations at most.
+        code_dim: width of the factorized latent code.
+        codebook_size: latent codes; None leaves the codes continuous (no ids).
+        mixing: how predicted base logits become base latents: "soft" (softmax-weighted mean of the base codebook) or
+            "hard" (the most likely code). Without meaning for a continuous base.
+        halting: the dynamic halting mask: base tokens that are already predicted with a probability of at least
+            `halting_threshold` are masked in later iterations. "sampled" masks them with that probability, by noise
+            that depends on `halting_seed`, iteration and position alone, so that an image's answer does not depend on
+            its batch.
+        criterion: the default token-selection criterion, as `alit.selection.parse` reads it.
+    """
+
+    base: VQGANConfig | KLConfig
+    image_size: int
+    width: int
+    depth: int
+    heads: int
+    latents_per_iteration: int = 32
+    iterations: int = 8
+    code_dim: int = 12
+    codebook_size: int | None = 4096
+    mixing: CodeMixing = "soft"
+    halting: Halting = "off"
+    halting_threshold: float = 0.55
+    halting_seed: int = 0
+    criterion: str = "l1:0.07"
+
+    def __post_init__(self) -> None:
+        patch = self.base.patch_size
+        _require_int("image_size", self.image_size, patch, MAX_IMAGE_SIZE)
+        _require(self.image_size % patch == 0, f"image_size must be a multiple of {patch}, got {self.image_size}")
+        _require_int("width", self.width, 1, 16384)
+        _require_int("depth", self.depth, 1, 128)
+        _require_int("heads", self.heads, 1, 256)
+        _require(self.width % self.heads == 0, f"width must be a multiple of heads={self.heads}, got {self.width}")
+        _require(
+            self.width > self.base.latent_dim,
+            f"width must exceed the base's latent_dim={self.base.latent_dim}, got {self.width}",
+        )
+        _require_int("latents_per_iteration", self.latents_per_iteration, 1, 4096)
+        _require_int("iterations", self.iterations, 1, 256)
+        _require_int("tokens at most", self.max_tokens, 1, 65535)
+        _require_int("code_dim", self.code_dim, 1, 4096)
+        if self.codebook_size is not None:
+            _require_int("codebook_size", self.codebook_size, 2, MAX_CODEBOOK)
+        _require(self.mixing in get_args(CodeMixing), f"mixing must be soft or hard, got {self.mixing!r}")
+        _require(
+            self.halting in get_args(Halting), f"halting must be off, deterministic or sampled, got {self.halting!r}"
+        )
+        _require(
+            self.halting == "off" or isinstance(self.base, VQGANConfig),
+            f"halting={self.halting!r} needs a discrete base; with a KL base it must be off",
+        )
+        _require(
+            0 <= self.halting_threshold <= 1, f"halting_threshold must lie in [0, 1], got {self.halting_threshold}"
+        )
+        _require_int("halting_seed", self.halting_seed, 0, 2**63 - 1)
+
+    @property
+    def grid(self) -> int:
+        """Base tokens along one side."""
+        return self.image_size // self.base.patch_size
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest code, in tokens."""
+        return self.latents_per_iteration * self.iterations
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Every token count the model can give, shortest first."""
+        return tuple(self.latents_per_iteration * k for k in range(1, self.iterations + 1))
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary that `from_json` turns back into an equal config."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> AlitConfig:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ValueError: an unknown, missing or impossible field, named with its value.
+        """
+        fields = dict(data)
+        base = fields.get("base")
+        _require(isinstance(base, dict), f"config field 'base' must be an object, got {base!r}")
+        base = dict(base)  # type: ignore[arg-type]
+        kinds = {"vqgan": VQGANConfig, "kl": KLConfig}
+        _require(base.get("kind") in kinds, f"base kind must be one of {sorted(kinds)}, got {base.get('kind')!r}")
+        if isinstance(base.get("channels"), list):
+            base["channels"] = tuple(base["channels"])
+        fields["base"] = _build(kinds[base["kind"]], base)
+        return _build(cls, fields)
+
+
+def _build(kind: type, fields: dict[str, Any]) -> Any:
+    """Makes `kind` from `fields`, turning a wrong set of names or types into one sentence."""
+    known = {f.name for f in dataclasses.fields(kind)}
+    unknown = sorted(set(fields) - known)
+    _require(not unknown, f"config has unknown field {unknown[0] if unknown else ''!r}; known: {sorted(known)}")
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        raise ValueError(f"config does not fit {kind.__name__}: {error}") from error
+
+
+def _maskgit_vqgan() -> VQGANConfig:
+    return VQGANConfig(channels=(128, 128, 256, 256, 512), published_shortcut=True)
+
+
+def _mar_kl() -> KLConfig:
+    return KLConfig(channels=(128, 128, 256, 256, 512))
+
+
+def _published(width: int, depth: int, heads: int, base: str, quantized: bool) -> AlitConfig:
+    bases = {"vqgan": _maskgit_vqgan, "kl": _mar_kl}
+    _require(base in bases, f"base must be vqgan or kl, got {base!r}")
+    return AlitConfig(
+        base=bases[base](),
+        image_size=256,
+        width=width,
+        depth=depth,
+        heads=heads,
+        codebook_size=4096 if quantized else None,
+    )
+
+
+def tiny(*, base: str = "vqgan", quantized: bool = True) -> AlitConfig:
+    """Published ALIT-tiny: 256 px, 32 to 256 tokens, 53 M parameters without the base."""
+    return _published(512, 8, 8, base, quantized)
+
+
+def small(*, base: str = "vqgan", quantized: bool = True) -> AlitConfig:
+    """Published ALIT-small: 256 px, width 1024 with 8 heads, 208 M parameters without the base."""
+    return _published(1024, 8, 8, base, quantized)
+
+
+def base(*, base: str = "vqgan", quantized: bool = True) -> AlitConfig:
+    """Published ALIT-base: 256 px, 174 M parameters without the base."""
+    return _published(768, 12, 12, base, quantized)
+
+
+def semilarge(*, base: str = "vqgan", quantized: bool = True) -> AlitConfig:
+    """Published ALIT-semilarge: 256 px, 409 M parameters without the base."""
+    return _published(1024, 16, 16, base, quantized)
+
+
+def nano() -> AlitConfig:
+    """The packaged default: 64 px, 16 to 64 tokens over an 8 x 8 base grid, trainable on two CPU cores."""
+    return AlitConfig(
+        base=VQGANConfig(channels=(32, 64, 64, 128), blocks=1, latent_dim=32, codebook_size=1024),
+        image_size=64,
+        width=128,
+        depth=3,
+        heads=4,
+        latents_per_iteration=16,
+        iterations=4,
+        codebook_size=2048,
+    )
+
+
+PRESETS = {"nano": nano, "tiny": tiny, "small": small, "base": base, "semilarge": semilarge}

@@ -1,0 +1,50 @@
+"""The transformer block shared by the encoder and the decoder.
+
+Shapes: B batch, S sequence, D width, H heads.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Full multi-head self-attention with one fused projection, q, k and v stacked in that order."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def _heads(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = rearrange(self.qkv(x_BSD), "b s (three h d) -> three b h s d", three=3, h=self.heads)
+        return q, k, v
+
+    def forward(self, x_BSD: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
+        mixed = F.scaled_dot_product_attention(*self._heads(x_BSD))
+        return self.out(rearrange(mixed, "b h s d -> b s (h d)"))
+
+    def weights(self, x_BSD: Float[Tensor, "B S D"]) -> Float[Tensor, "B H S S"]:
+        """The attention probabilities that `forward` uses without showing; rows sum to 1."""
+        q, k, _ = self._heads(x_BSD)
+        return torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention, then a GELU MLP of four times the width."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x_BSD: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
+        x_BSD = x_BSD + self.attention(self.norm_attention(x_BSD))
+        return x_BSD + self.mlp(self.norm_mlp(x_BSD))

@@ -1,0 +1,332 @@
+"""Alit: images in, adaptive-length tokens out, and back.
+
+Shapes: B batch, C code width, G base tokens, n latents per iteration, N latents, K iterations, S sequence, D width,
+O prediction width, T tokens of the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from alit.base import BaseTokens, build_base
+from alit.config import AlitConfig
+from alit.distillation import LatentDecoder, LatentEncoder, initialize
+from alit.quantizer import LatentCodebook, Quantized
+from alit.selection import Candidate, Criterion, parse
+
+Images = UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]
+Ids = Tensor | np.ndarray | Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """A batch of images as tokens of mixed length. Everything lies on the CPU.
+
+    Attributes:
+        tokens: latent ids of all images one after another, int64 [T]; for continuous latents their codes, [T, C].
+        num_tokens: int64 [B].
+        score: the criterion's value at the chosen length, float32 [B]; NaN for `fixed`.
+        satisfied: whether the threshold was met, bool [B].
+        trace: the criterion's value at every length tried, shortest first, float32 [B, K]; NaN where none was tried.
+    """
+
+    tokens: Tensor
+    num_tokens: Int[Tensor, "B"]
+    score: Float[Tensor, "B"]
+    satisfied: Tensor
+    trace: Float[Tensor, "B K"]
+
+    def __len__(self) -> int:
+        return len(self.num_tokens)
+
+    def split(self) -> tuple[Tensor, ...]:
+        """The tokens of each image, as views."""
+        return self.tokens.split(self.num_tokens.tolist())
+
+
+class Step(NamedTuple):
+    """One iteration of a full rollout, every image still in it."""
+
+    latents_BND: Tensor
+    codes_BNC: Tensor
+    """What the latent decoder reads: unit codebook rows, or continuous codes."""
+    ids_BN: Tensor | None
+    quantizer_loss: Tensor
+    predictions_BGO: Tensor | None
+    """The latent decoder's output, where it was asked for or halting needed it."""
+
+
+class Alit(nn.Module):
+    """The adaptive-length image tokenizer.
+
+    Inference methods (`encode`, `encode_all`, `decode`, `attention_maps`) record no gradients, use no random numbers and
+    give each image the answer it would get alone. `rollout` is the differentiable path that training takes.
+    """
+
+    def __init__(self, config: AlitConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.base = build_base(config.base)
+        self.encoder = LatentEncoder(config)
+        self.decoder = LatentDecoder(config, self.base.prediction_dim)
+        self.codebook = LatentCodebook(config.codebook_size, config.code_dim) if config.codebook_size else None
+        initialize(self.encoder)
+        initialize(self.decoder)
+        self.register_buffer("halting_KG", torch.empty(0), persistent=False)
+        self.reset_buffers()
+
+    def reset_buffers(self) -> None:
+        """Makes what is not stored: the fixed noise of sampled halting, uniform in [0, 1), [K, G]."""
+        noise = torch.Generator("cpu").manual_seed(self.config.halting_seed)
+        shape = (self.config.iterations, self.config.grid**2)
+        self.halting_KG = torch.rand(*shape, generator=noise, device="cpu").to(self.halting_KG.device)
+
+    # ---------------------------------------------------------------- the parts of one iteration
+
+    def _prepare(self, images: Images) -> Float[Tensor, "B 3 H W"]:
+        size = self.config.image_size
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
+            raise ValueError(f"images must have the shape (batch, 3, {size}, {size}), got {tuple(images.shape)}")
+        weight = self.encoder.positions
+        if images.dtype == torch.uint8:
+            return images.to(weight.device).to(weight.dtype) / 255
+        if not images.is_floating_point():
+            raise ValueError(f"images must be uint8 or floats in [0, 1], got {images.dtype}")
+        return images.to(weight.device, weight.dtype)
+
+    def _quantize(self, codes_BNC: Tensor) -> Quantized | None:
+        return self.codebook(codes_BNC) if self.codebook is not None else None
+
+    def _pixels(self, predictions_BGO: Tensor) -> Tensor:
+        return self.base.decode(self.base.predicted(predictions_BGO, self.config.mixing))
+
+    def _halted(
+        self, predictions_BGO: Tensor, ids_BG: Tensor, iteration: int, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Which base tokens are predicted well enough to be masked from now on, bool [B, G]."""
+        probability_BG = predictions_BGO.softmax(-1).gather(-1, ids_BG.unsqueeze(-1)).squeeze(-1)
+        halted_BG = probability_BG >= self.config.halting_threshold
+        if self.config.halting == "sampled":
+            noise = self.halting_KG[iteration]
+            if generator is not None:
+                noise = torch.rand(probability_BG.shape, generator=generator, device=probability_BG.device)
+            halted_BG &= noise < probability_BG
+        return halted_BG
+
+    def _grow(self, x_BSD: Tensor, iteration: int, halted_BG: Tensor | None) -> Tensor:
+        return self.encoder.grow(x_BSD if halted_BG is None else self.encoder.mask(x_BSD, halted_BG), iteration)
+
+    # ---------------------------------------------------------------- encoding
+
+    @torch.inference_mode()
+    def encode(self, images: Images, criterion: Criterion | str | None = None) -> Encoded:
+        """Encodes each image with as many tokens as it needs.
+
+        Iterations run on the images that still need more; the others leave the batch, with all their state.
+
+        Args:
+            images: [B, 3, H, W] at the model's size, uint8 or floats in [0, 1].
+            criterion: `name:threshold` or a parsed one; the config's default when None.
+
+        Raises:
+            ValueError: images of another shape or type, or a criterion that the model cannot follow.
+        """
+        if not isinstance(criterion, Criterion):
+            criterion = parse(criterion or self.config.criterion)
+        criterion.check(self.config)
+        images = self._prepare(images)
+        count, config, device = len(images), self.config, images.device
+        base = self.base.encode(images)
+        x_BSD = self.encoder.begin(images, base.latents_BDhw)
+
+        per_token = () if self.codebook is not None else (config.code_dim,)
+        tokens = torch.zeros(count, config.max_tokens, *per_token, device=device, dtype=None if per_token else torch.long)
+        num_tokens = torch.zeros(count, dtype=torch.long, device=device)
+        satisfied = torch.zeros(count, dtype=torch.bool, device=device)
+        trace = torch.full((count, config.iterations), torch.nan, device=device)
+        rows = torch.arange(count, device=device)  # which of the batch is still active
+
+        for k, length in enumerate(config.lengths):
+            x_BSD = self.encoder.iterate(x_BSD)
+            codes_BNC = self.encoder.codes(self.encoder.latents(x_BSD))
+            ids_BN = None
+            if self.codebook is not None:
+                ids_BN = self.codebook.ids(codes_BNC)
+            candidate = self._candidate(images, base, codes_BNC, ids_BN)
+            score = criterion.score(candidate)
+            if score is None:
+                good = torch.full((len(rows),), length == criterion.length, device=device)
+            else:
+                good = criterion.satisfied(score)
+                trace[rows, k] = score
+            done = good | (length == config.max_tokens)
+            tokens[rows[done], :length] = (codes_BNC if ids_BN is None else ids_BN)[done]
+            num_tokens[rows[done]] = length
+            satisfied[rows[done]] = good[done]
+            if done.all():
+                break
+            halted_BG = None
+            if config.halting != "off":
+                assert base.ids_BG is not None
+                halted_BG = self._halted(candidate.predictions, base.ids_BG, k)
+            if done.any():
+                keep = (~done).nonzero().squeeze(-1)
+                rows, x_BSD, images = rows[keep], x_BSD[keep], images[keep]
+                base = BaseTokens(*(part if part is None else part[keep] for part in base))
+                halted_BG = None if halted_BG is None else halted_BG[keep]
+            x_BSD = self._grow(x_BSD, k + 1, halted_BG)
+
+        used = torch.arange(config.max_tokens, device=device) < num_tokens.unsqueeze(-1)
+        last = (num_tokens // config.latents_per_iteration - 1).unsqueeze(-1)
+        return Encoded(
+            tokens=tokens[used].cpu(),
+            num_tokens=num_tokens.cpu(),
+            score=trace.gather(1, last).squeeze(-1).cpu(),
+            satisfied=satisfied.cpu(),
+            trace=trace.cpu(),
+        )
+
+    def _candidate(self, images: Tensor, base: BaseTokens, codes_BNC: Tensor, ids_BN: Tensor | None) -> Candidate:
+        def predict() -> Tensor:
+            if ids_BN is None:
+                return self.decoder(codes_BNC)
+            assert self.codebook is not None
+            return self.decoder(self.codebook.lookup(ids_BN))
+
+        return Candidate(
+            images,
+            base,
+            predict=predict,
+            to_latents=lambda predictions: self.base.predicted(predictions, self.config.mixing),
+            to_pixels=self.base.decode,
+        )
+
+    @torch.inference_mode()
+    def encode_all(self, images: Images) -> tuple[Tensor, ...]:
+        """The tokens of every length at once, shortest first: ids [B, N] (codes [B, N, C] for continuous latents)."""
+        steps = self.rollout(self._prepare(images))
+        return tuple((step.codes_BNC if step.ids_BN is None else step.ids_BN).cpu() for step in steps)
+
+    def rollout(
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        *,
+        base: BaseTokens | None = None,
+        iterations: int | None = None,
+        predict: Sequence[int] = (),
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Step]:
+        """Runs iterations over the whole batch, one `Step` each, with gradients where they are enabled.
+
+        Args:
+            images: floats in [0, 1] at the model's size.
+            base: their base tokens, where they are already known.
+            iterations: how many; all by default.
+            predict: the iterations (0, 1, ...) for which the latent decoder is wanted.
+            generator: fresh halting noise for each image (training); the config's fixed noise when None.
+        """
+        if base is None:
+            base = self.base.encode(images)
+        count = iterations or self.config.iterations
+        x_BSD = self.encoder.begin(images, base.latents_BDhw)
+        for k in range(count):
+            x_BSD = self.encoder.iterate(x_BSD)
+            latents_BND = self.encoder.latents(x_BSD)
+            codes_BNC = self.encoder.codes(latents_BND)
+            quantized = self._quantize(codes_BNC)
+            if quantized is not None:
+                codes_BNC = quantized.codes_BNC
+            halting = self.config.halting != "off" and k + 1 < count
+            predictions_BGO = self.decoder(codes_BNC) if halting or k in predict else None
+            yield Step(
+                latents_BND,
+                codes_BNC,
+                quantized.ids_BN if quantized else None,
+                quantized.loss if quantized else codes_BNC.new_zeros(()),
+                predictions_BGO,
+            )
+            if k + 1 < count:
+                halted_BG = None
+                if halting:
+                    assert predictions_BGO is not None and base.ids_BG is not None
+                    halted_BG = self._halted(predictions_BGO.detach(), base.ids_BG, k, generator)
+                x_BSD = self._grow(x_BSD, k + 1, halted_BG)
+
+    # ---------------------------------------------------------------- decoding
+
+    @torch.inference_mode()
+    def decode(self, tokens: Tensor | Sequence[Ids]) -> Float[Tensor, "B 3 H W"]:
+        """Images from the tokens of a batch of mixed lengths, each as if decoded alone.
+
+        Args:
+            tokens: one row of ids per image, of any of the model's lengths (rows of codes for continuous latents).
+
+        Returns:
+            Floats clamped to [0, 1], on the model's device.
+
+        Raises:
+            ValueError: a length that the model does not have, or an id outside its codebook.
+        """
+        rows = [self._check_tokens(i, torch.as_tensor(row)) for i, row in enumerate(tokens)]
+        size = self.config.image_size
+        images = torch.empty(len(rows), 3, size, size, device=self.encoder.positions.device)
+        for length in sorted({len(row) for row in rows}):
+            where = [i for i, row in enumerate(rows) if len(row) == length]
+            codes_BNC = self.to_codes(torch.stack([rows[i] for i in where]))
+            images[where] = self.reconstruct(codes_BNC).clamp(0, 1)
+        return images
+
+    def to_codes(self, tokens: Tensor) -> Float[Tensor, "B N C"]:
+        """The codes that ids [B, N] stand for; continuous codes pass unchanged."""
+        tokens = tokens.to(self.encoder.positions.device)
+        return tokens if self.codebook is None else self.codebook.lookup(tokens.long())
+
+    def reconstruct(self, codes_BNC: Float[Tensor, "B N C"]) -> Float[Tensor, "B 3 H W"]:
+        """Unclamped images from codes of one length."""
+        return self._pixels(self.decoder(codes_BNC))
+
+    def _check_tokens(self, index: int, row: Tensor) -> Tensor:
+        expected = 1 if self.codebook is not None else 2
+        if row.ndim != expected or len(row) not in self.config.lengths:
+            choices = ", ".join(map(str, self.config.lengths))
+            raise ValueError(f"image {index}: this model decodes {choices} tokens, got the shape {tuple(row.shape)}")
+        if self.codebook is None:
+            return row
+        size = len(self.codebook.weight)
+        row = row.long()
+        if int(row.min()) < 0 or int(row.max()) >= size:
+            raise ValueError(f"image {index}: ids must lie from 0 to {size - 1}, got {int(row.min())} to {int(row.max())}")
+        return row
+
+    # ---------------------------------------------------------------- looking inside
+
+    @torch.inference_mode()
+    def attention_maps(self, images: Images) -> tuple[Float[Tensor, "B N g g"], ...]:
+        """What each latent looks at, per iteration: attention over the base grid, each map summing to 1.
+
+        Mean over the encoder's blocks and heads.
+        """
+        images = self._prepare(images)
+        base, grid = self.base.encode(images), self.config.grid
+        x_BSD = self.encoder.begin(images, base.latents_BDhw)
+        maps = []
+        for k in range(self.config.iterations):
+            x_BSD, weights_BNG = self.encoder.attention(x_BSD)
+            maps.append(weights_BNG.unflatten(-1, (grid, grid)).cpu())
+            if k + 1 < self.config.iterations:
+                halted_BG = None
+                if self.config.halting != "off":
+                    codes = self.encoder.codes(self.encoder.latents(x_BSD))
+                    quantized = self._quantize(codes)
+                    assert base.ids_BG is not None
+                    predictions = self.decoder(codes if quantized is None else quantized.codes_BNC)
+                    halted_BG = self._halted(predictions, base.ids_BG, k)
+                x_BSD = self._grow(x_BSD, k + 1, halted_BG)
+        return tuple(maps)

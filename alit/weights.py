@@ -1,0 +1,170 @@
+"""Weights folders: `config.json` and `model.safetensors`, and the fingerprint over both. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+
+from alit.config import AlitConfig
+from alit.tokenizer import Alit
+
+CONFIG = "config.json"
+MODEL = "model.safetensors"
+FORMAT = 1
+PREPROCESSING = {"color": "sRGB", "range": [0, 1], "resize": "bicubic, antialiased, short side", "crop": "center"}
+MAX_CONFIG_BYTES = 1 << 20
+
+
+class WeightsError(ValueError):
+    """A weights folder that cannot be used; the message says what is wrong with which file."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """A loaded weights folder.
+
+    Attributes:
+        model: on the CPU, in fp32, in eval mode.
+        fingerprint: SHA-256 over both files, hexadecimal.
+        provenance: how it was trained or converted, as written.
+        folder: where it was read.
+    """
+
+    model: Alit
+    fingerprint: str
+    provenance: dict[str, Any]
+    folder: Path
+
+
+def default_weights() -> Path:
+    """The packaged weights that every command uses when none are named."""
+    return Path(__file__).parent / "default_weights"
+
+
+def fingerprint(folder: str | Path) -> str:
+    """SHA-256 over `config.json` and `model.safetensors`, each preceded by its length."""
+    digest = hashlib.sha256()
+    for name in (CONFIG, MODEL):
+        path = Path(folder) / name
+        try:
+            with path.open("rb") as file:
+                digest.update(path.stat().st_size.to_bytes(8, "big"))
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+        except OSError as error:
+            raise WeightsError(
+                f"no weights in {str(folder)!r}: {name} cannot be read ({error.strerror}); a weights folder holds "
+                f"{CONFIG} and {MODEL}"
+            ) from error
+    return digest.hexdigest()
+
+
+def load_weights(folder: str | Path | None = None) -> Weights:
+    """Loads a weights folder; the packaged one when None.
+
+    Raises:
+        WeightsError: a file is missing, cut short or does not fit, with what and where.
+    """
+    folder = Path(folder) if folder is not None else default_weights()
+    mark = fingerprint(folder)
+    config, provenance = _read_config(folder / CONFIG)
+    try:
+        tensors = load_file(folder / MODEL)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"{str(folder / MODEL)!r} is not a whole safetensors file ({error}); copy or download it again"
+        ) from error
+    with torch.device("meta"):
+        model = Alit(config)
+    _require_same_layout(model.state_dict(), tensors, folder / MODEL)
+    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+    model.reset_buffers()
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return Weights(model=model.eval(), fingerprint=mark, provenance=provenance, folder=folder)
+
+
+def _read_config(path: Path) -> tuple[AlitConfig, dict[str, Any]]:
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise WeightsError(f"{str(path)!r} is larger than {MAX_CONFIG_BYTES} bytes; it is no weights config")
+        data = json.loads(path.read_bytes())
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            found = data.get("format") if isinstance(data, dict) else None
+            raise WeightsError(f"{str(path)!r} has format {found!r}; this version reads format {FORMAT}")
+        if data.get("preprocessing") != PREPROCESSING:
+            raise WeightsError(f"{str(path)!r} asks for preprocessing that this version does not do")
+        return AlitConfig.from_json(data["model"]), data.get("provenance", {})
+    except WeightsError:
+        raise
+    except (OSError, ValueError, KeyError, RecursionError) as error:
+        raise WeightsError(f"{str(path)!r} cannot be used: {error}") from error
+
+
+def _require_same_layout(expected: dict[str, Any], found: dict[str, Any], path: Path) -> None:
+    for name, tensor in expected.items():
+        if name not in found:
+            raise WeightsError(f"{str(path)!r} does not fit its config: tensor {name!r} is missing")
+        if found[name].shape != tensor.shape:
+            raise WeightsError(
+                f"{str(path)!r} does not fit its config: tensor {name!r} has the shape {tuple(found[name].shape)}, "
+                f"the config asks for {tuple(tensor.shape)}"
+            )
+    extra = sorted(set(found) - set(expected))
+    if extra:
+        raise WeightsError(f"{str(path)!r} does not fit its config: it has an unknown tensor {extra[0]!r}")
+
+
+def save_weights(
+    folder: str | Path, model: Alit, *, provenance: dict[str, Any], dtype: torch.dtype = torch.float32
+) -> str:
+    """Writes a weights folder, whole or not at all, and returns its fingerprint.
+
+    Args:
+        folder: replaced when it is a weights folder already.
+        model: anything but its parameters (optimizers, EMA) is the caller's to keep.
+        provenance: how the weights came to be; plain JSON values.
+        dtype: of the floats on disk; float16 halves the file.
+
+    Raises:
+        WeightsError: the folder exists and is something else.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
+        raise WeightsError(f"{str(folder)!r} exists and is no weights folder; name another or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        state = {name: tensor.detach().to(dtype).contiguous().cpu() for name, tensor in model.state_dict().items()}
+        save_file(state, staging / MODEL)
+        config = {
+            "format": FORMAT,
+            "model": model.config.to_json(),
+            "preprocessing": PREPROCESSING,
+            "provenance": provenance,
+        }
+        (staging / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+        os.chmod(staging, 0o755)
+        for name in (CONFIG, MODEL):
+            os.chmod(staging / name, 0o644)
+        mark = fingerprint(staging)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent)) / "weights"
+            folder.rename(old)
+            staging.rename(folder)
+            shutil.rmtree(old.parent)
+        else:
+            staging.rename(folder)
+        return mark
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
