@@ -10,6 +10,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from alit.errors import ConfigError
+
 Halting = Literal["off", "deterministic", "sampled"]
 CodeMixing = Literal["soft", "hard"]
 
@@ -19,7 +21,7 @@ MAX_CODEBOOK = 65536  # ids are stored as uint16
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
-        raise ValueError(message)
+        raise ConfigError(message)
 
 
 def _require_int(name: str, value: object, low: int, high: int) -> None:
@@ -182,7 +184,7 @@ class AlitConfig:
         """Reads what `to_json` wrote.
 
         Raises:
-            ValueError: an unknown, missing or impossible field, named with its value.
+            ConfigError: an unknown, missing or impossible field, named with its value.
         """
         fields = dict(data)
         base = fields.get("base")
@@ -204,7 +206,7 @@ def _build(kind: type, fields: dict[str, Any]) -> Any:
     try:
         return kind(**fields)
     except TypeError as error:
-        raise ValueError(f"config does not fit {kind.__name__}: {error}") from error
+        raise ConfigError(f"config does not fit {kind.__name__}: {error}") from error
 
 
 def _maskgit_vqgan() -> VQGANConfig:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from alit.errors import TrainingError
 from alit.images import decode_image
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
@@ -28,7 +29,7 @@ def read_photographs(path: str | Path) -> list[bytes]:
     Held in memory as they are compressed: about 7 KB per 136-pixel JPEG.
 
     Raises:
-        ValueError: nothing was found.
+        TrainingError: nothing was found.
     """
     path = Path(path)
     files = sorted(path.rglob("*")) if path.is_dir() else sorted(path.parent.glob(path.name))
@@ -39,7 +40,7 @@ def read_photographs(path: str | Path) -> list[bytes]:
         elif file.suffix.lower() in EXTENSIONS and file.is_file():
             photographs.append(file.read_bytes())
     if not photographs:
-        raise ValueError(f"no photographs in {str(path)!r}: give a folder of images, or Parquet with a column 'image'")
+        raise TrainingError(f"no photographs in {str(path)!r}: give a folder of images, or Parquet with a column 'image'")
     return photographs
 
 
@@ -70,11 +71,11 @@ def training_batches(
     Each epoch is one permutation; a last incomplete batch is left out, other images each time.
 
     Raises:
-        ValueError: fewer photographs than a batch holds.
+        TrainingError: fewer photographs than a batch holds.
     """
     per_epoch = len(photographs) // batch_size
     if per_epoch == 0:
-        raise ValueError(f"batch_size {batch_size} is larger than the data: {len(photographs)} photographs")
+        raise TrainingError(f"batch_size {batch_size} is larger than the data: {len(photographs)} photographs")
 
     def make(step: int) -> Tensor:
         epoch, position = divmod(step, per_epoch)

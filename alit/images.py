@@ -28,6 +28,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from alit.errors import AlitError
+
 Pixels = UInt8[np.ndarray, "H W 3"]
 FloatImages = Float[Any, "B 3 H W"]  # a torch tensor or an ndarray; torch itself is not needed here
 PixelBatch = UInt8[np.ndarray, "B H W 3"]
@@ -77,7 +79,7 @@ _UPRIGHT: dict[int | None, Image.Transpose] = {  # EXIF orientation -> what undo
 _ICC_SPACES = {"L": b"GRAY", "RGB": b"RGB ", "CMYK": b"CMYK"}  # Pillow mode -> bytes 16..19 of a profile
 
 
-class ImageError(ValueError):
+class ImageError(AlitError):
     """These bytes cannot be tokenized; `str(error)` is a sentence for the person who sent them.
 
     Attributes:

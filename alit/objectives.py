@@ -59,10 +59,10 @@ class CodeRevival:
 
     @torch.no_grad()
     def revive(self, step: int, generator: torch.Generator) -> None:
-        if step % self.every or not len(self.vectors):
+        if (step + 1) % self.every or not len(self.vectors):
             return
         dead = (self.usage < self.floor / len(self.usage)).nonzero().squeeze(-1)
-        if step > 0:  # a few at a time, so that the decoder can follow; all of them to begin with
+        if step > self.every:  # a few at a time, so that the decoder can follow; all of them to begin with
             dead = dead[torch.randperm(len(dead), generator=generator)[: len(self.usage) // 16]]
         chosen = torch.randint(len(self.vectors), (len(dead),), generator=generator)
         self.codebook[dead] = self.vectors[chosen].to(self.codebook.dtype)
@@ -76,7 +76,7 @@ def _no_decay(name: str, parameter: nn.Parameter) -> bool:
 class BaseObjective:
     """L1, codebook and commitment loss of the VQGAN base."""
 
-    def __init__(self, model: Alit, *, commitment: float = 0.25, quantize_from: int = 300) -> None:
+    def __init__(self, model: Alit, *, commitment: float = 0.1, quantize_from: int = 300) -> None:
         assert isinstance(model.base, VQGAN), "only a VQGAN base is trained from pixels"
         self.commitment = commitment
         self.quantize_from = quantize_from
@@ -90,13 +90,13 @@ class BaseObjective:
         base = model.base.encode(images)
         assert base.ids_BG is not None
         latents, rows = base.latents_BDhw.float(), base.target_BDhw.float()
-        if step >= self.quantize_from:
-            decoded = latents + (rows - latents).detach()
-        else:
-            decoded = latents
+        # without quantization first, and without commitment: too early a codebook folds the latents into the few
+        # dimensions of colour, and they stay there
+        quantized = step >= self.quantize_from
+        decoded = latents + (rows - latents).detach() if quantized else latents
         l1 = (model.base.decode(decoded).float() - images).abs().mean()
         codebook = F.mse_loss(rows, latents.detach())
-        commitment = F.mse_loss(latents, rows.detach())
+        commitment = F.mse_loss(latents, rows.detach()) if quantized else latents.new_zeros(())
         self.revival.observe(base.ids_BG, rearrange(latents, "b d h w -> (b h w) d"))
         total = l1 + codebook + self.commitment * commitment
         return Losses(total, {"l1": l1.detach(), "codebook": codebook.detach()})
@@ -109,3 +109,87 @@ class BaseObjective:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.revival.usage.copy_(state["usage"])
+
+
+class DistillObjective:
+    """Latent distillation on a frozen base: predict its tokens from the latents of some iterations (the first stage).
+
+    Args:
+        iterations: how many of the iterations are supervised each step, drawn at random; None for all of them.
+        quantize_from, quantize_over: steps at which, and over how many, codes go from continuous to quantized.
+        latent_weight: of the squared error of the predicted base latents, relative to their variance.
+        pixel_weight: of the L1 error of the decoded image, for one of the supervised iterations.
+        pixel_from: the step from which pixels count.
+        iteration_weights: of each iteration's loss; 1 where the list ends.
+    """
+
+    def __init__(
+        self,
+        model: Alit,
+        *,
+        iterations: int | None = None,
+        quantize_from: int = 0,
+        quantize_over: int = 1,
+        code_weight: float = 1.0,
+        latent_weight: float = 1.0,
+        pixel_weight: float = 0.0,
+        pixel_from: int = 0,
+        iteration_weights: Sequence[float] = PUBLISHED_WEIGHTS,
+    ) -> None:
+        self.iterations = iterations or model.config.iterations
+        self.quantize_from, self.quantize_over = quantize_from, quantize_over
+        self.code_weight, self.latent_weight = code_weight, latent_weight
+        self.pixel_weight, self.pixel_from = pixel_weight, pixel_from
+        self.iteration_weights = tuple(iteration_weights)
+        self.revival = CodeRevival(model.codebook.weight) if model.codebook is not None else None
+
+    def trainable(self, model: Alit) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in model.named_parameters() if not name.startswith("base.")]
+
+    def losses(self, model: Alit, images: Tensor, step: int, generator: torch.Generator) -> Losses:
+        with torch.no_grad():
+            base = model.base.encode(images)
+            base = BaseTokens(*(part if part is None or not part.is_floating_point() else part.float() for part in base))
+            spread = base.target_BDhw.var()
+        count = model.config.iterations
+        chosen = sorted(torch.randperm(count, generator=generator)[: self.iterations].tolist())
+        with_pixels = chosen[int(torch.randint(len(chosen), (), generator=generator))]
+        strength = min(1.0, max(0.0, (step - self.quantize_from + 1) / self.quantize_over))
+        halting_noise = generator if model.config.halting == "sampled" else None
+        total = images.new_zeros(())
+        parts: dict[str, Tensor] = {}
+        rollout = model.rollout(
+            images, base=base, iterations=chosen[-1] + 1, predict=chosen, generator=halting_noise, strength=strength
+        )
+        for k, output in enumerate(rollout):
+            if k not in chosen:
+                continue
+            assert output.predictions_BGO is not None
+            predictions = output.predictions_BGO.float()
+            latents = model.base.predicted(predictions, "soft")
+            loss = self.latent_weight * F.mse_loss(latents, base.target_BDhw) / spread
+            if base.ids_BG is not None:
+                code = F.cross_entropy(predictions.flatten(0, 1), base.ids_BG.flatten())
+                loss = loss + self.code_weight * code
+                parts[f"code_{k}"] = code.detach()
+            parts[f"latent_{k}"] = (F.mse_loss(latents, base.target_BDhw) / spread).detach()
+            if self.pixel_weight and step >= self.pixel_from and k == with_pixels:
+                l1 = (model.base.decode(latents).float() - images).abs().mean()
+                loss = loss + self.pixel_weight * l1
+                parts["l1"] = l1.detach()
+            weight = self.iteration_weights[k] if k < len(self.iteration_weights) else 1.0
+            total = total + weight * loss + output.quantizer_loss
+            if self.revival is not None and output.ids_BN is not None:
+                self.revival.observe(output.ids_BN, F.normalize(output.unquantized_BNC.float(), dim=-1))
+        return Losses(total, parts)
+
+    def after_step(self, step: int, generator: torch.Generator) -> None:
+        if self.revival is not None:
+            self.revival.revive(step, generator)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {} if self.revival is None else {"usage": self.revival.usage}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if self.revival is not None:
+            self.revival.usage.copy_(state["usage"])

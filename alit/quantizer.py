@@ -42,10 +42,11 @@ class LatentCodebook(nn.Module):
     def lookup(self, ids_BN: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch C"]:
         return F.normalize(F.embedding(ids_BN, self.weight).float(), dim=-1)
 
-    def forward(self, codes_BNC: Float[Tensor, "B N C"]) -> Quantized:
+    def forward(self, codes_BNC: Float[Tensor, "B N C"], strength: float = 1.0) -> Quantized:
+        """Quantizes, with `strength` from 0 (the unit codes pass through) to 1 (codebook rows), for a gentle start."""
         with torch.autocast(codes_BNC.device.type, enabled=False):
             unit_BNC = F.normalize(codes_BNC.float(), dim=-1)
             ids_BN = self.ids(unit_BNC.detach())
             rows_BNC = self.lookup(ids_BN)
             loss = F.mse_loss(rows_BNC, unit_BNC.detach()) + 0.25 * F.mse_loss(unit_BNC, rows_BNC.detach())
-            return Quantized(unit_BNC + (rows_BNC - unit_BNC).detach(), ids_BN, loss)
+            return Quantized(unit_BNC + strength * (rows_BNC - unit_BNC).detach(), ids_BN, loss)

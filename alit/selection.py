@@ -22,6 +22,7 @@ from torch import Tensor
 from alit import metrics
 from alit.base import BaseTokens
 from alit.config import AlitConfig, VQGANConfig
+from alit.errors import CriterionError
 
 
 class Candidate:
@@ -122,14 +123,14 @@ class Criterion:
         """One score per image, or None for `fixed`.
 
         Raises:
-            ValueError: a user's function returned something else than one number per image.
+            CriterionError: a user's function returned something else than one number per image.
         """
         if self.measure is None:
             return None
         score = self.measure(candidate)
         if not isinstance(score, Tensor) or score.shape != candidate.images.shape[:1]:
             got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
-            raise ValueError(
+            raise CriterionError(
                 f"criterion {self.spec!r} must return one number per image, a tensor of shape "
                 f"({len(candidate.images)},), got {got}"
             )
@@ -145,13 +146,13 @@ class Criterion:
         """Refuses a criterion that the model cannot follow.
 
         Raises:
-            ValueError: a fixed length that the model does not have, or `code` with a continuous base.
+            CriterionError: a fixed length that the model does not have, or `code` with a continuous base.
         """
         if self.length is not None and self.length not in config.lengths:
             choices = ", ".join(map(str, config.lengths))
-            raise ValueError(f"criterion {self.spec!r}: this model gives {choices} tokens, not {self.length}")
+            raise CriterionError(f"criterion {self.spec!r}: this model gives {choices} tokens, not {self.length}")
         if self.measure is _wrong_codes and not isinstance(config.base, VQGANConfig):
-            raise ValueError(f"criterion {self.spec!r} needs a discrete base; use latent:T with this continuous one")
+            raise CriterionError(f"criterion {self.spec!r} needs a discrete base; use latent:T with this continuous one")
 
 
 def parse(spec: str, *, functions: bool = True) -> Criterion:
@@ -162,14 +163,14 @@ def parse(spec: str, *, functions: bool = True) -> Criterion:
         functions: whether `package.module:function@T`, which imports code, is allowed.
 
     Raises:
-        ValueError: what does not parse, with what would.
+        CriterionError: what does not parse, with what would.
     """
     name, separator, value = spec.strip().partition(":")
     if not separator:
-        raise ValueError(f"criterion {spec!r} has no ':'; write {HELP}")
+        raise CriterionError(f"criterion {spec!r} has no ':'; write {HELP}")
     if name == "fixed":
         if not (value.isascii() and value.isdigit() and int(value) > 0):
-            raise ValueError(f"criterion {spec!r}: fixed takes a token count such as fixed:64, got {value!r}")
+            raise CriterionError(f"criterion {spec!r}: fixed takes a token count such as fixed:64, got {value!r}")
         return Criterion(spec=f"fixed:{int(value)}", length=int(value))
     if name in _KINDS:
         kind = _KINDS[name]
@@ -187,16 +188,16 @@ def parse(spec: str, *, functions: bool = True) -> Criterion:
             threshold=_threshold(spec, number, -math.inf, math.inf),
             measure=_load(spec, name, function),
         )
-    raise ValueError(f"criterion {spec!r} is not known; write {HELP}")
+    raise CriterionError(f"criterion {spec!r} is not known; write {HELP}")
 
 
 def _threshold(spec: str, value: str, low: float, high: float) -> float:
     try:
         number = float(value)
     except ValueError:
-        raise ValueError(f"criterion {spec!r}: the threshold must be a number, got {value!r}") from None
+        raise CriterionError(f"criterion {spec!r}: the threshold must be a number, got {value!r}") from None
     if not math.isfinite(number) or not low <= number <= high:
-        raise ValueError(f"criterion {spec!r}: the threshold must lie from {low:g} to {high:g}, got {value}")
+        raise CriterionError(f"criterion {spec!r}: the threshold must lie from {low:g} to {high:g}, got {value}")
     return number
 
 
@@ -204,7 +205,7 @@ def _load(spec: str, module: str, function: str) -> Measure:
     try:
         measure = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"criterion {spec!r} cannot be loaded: {error}") from error
+        raise CriterionError(f"criterion {spec!r} cannot be loaded: {error}") from error
     if not callable(measure):
-        raise ValueError(f"criterion {spec!r}: {module}:{function} is not a function")
+        raise CriterionError(f"criterion {spec!r}: {module}:{function} is not a function")
     return measure

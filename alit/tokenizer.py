@@ -35,6 +35,7 @@ class Encoded:
         score: the criterion's value at the chosen length, float32 [B]; NaN for `fixed`.
         satisfied: whether the threshold was met, bool [B].
         trace: the criterion's value at every length tried, shortest first, float32 [B, K]; NaN where none was tried.
+        tried: how many lengths were scored, int64 [B]; 0 for `fixed`.
     """
 
     tokens: Tensor
@@ -42,6 +43,7 @@ class Encoded:
     score: Float[Tensor, "B"]
     satisfied: Tensor
     trace: Float[Tensor, "B K"]
+    tried: Int[Tensor, "B"]
 
     def __len__(self) -> int:
         return len(self.num_tokens)
@@ -58,6 +60,8 @@ class Step(NamedTuple):
     codes_BNC: Tensor
     """What the latent decoder reads: unit codebook rows, or continuous codes."""
     ids_BN: Tensor | None
+    unquantized_BNC: Tensor
+    """The codes as the encoder gives them."""
     quantizer_loss: Tensor
     predictions_BGO: Tensor | None
     """The latent decoder's output, where it was asked for or halting needed it."""
@@ -101,8 +105,8 @@ class Alit(nn.Module):
             raise ValueError(f"images must be uint8 or floats in [0, 1], got {images.dtype}")
         return images.to(weight.device, weight.dtype)
 
-    def _quantize(self, codes_BNC: Tensor) -> Quantized | None:
-        return self.codebook(codes_BNC) if self.codebook is not None else None
+    def _quantize(self, codes_BNC: Tensor, strength: float = 1.0) -> Quantized | None:
+        return self.codebook(codes_BNC, strength) if self.codebook is not None else None
 
     def _pixels(self, predictions_BGO: Tensor) -> Tensor:
         return self.base.decode(self.base.predicted(predictions_BGO, self.config.mixing))
@@ -184,13 +188,14 @@ class Alit(nn.Module):
             x_BSD = self._grow(x_BSD, k + 1, halted_BG)
 
         used = torch.arange(config.max_tokens, device=device) < num_tokens.unsqueeze(-1)
-        last = (num_tokens // config.latents_per_iteration - 1).unsqueeze(-1)
+        rounds = num_tokens // config.latents_per_iteration
         return Encoded(
             tokens=tokens[used].cpu(),
             num_tokens=num_tokens.cpu(),
-            score=trace.gather(1, last).squeeze(-1).cpu(),
+            score=trace.gather(1, rounds.unsqueeze(-1) - 1).squeeze(-1).cpu(),
             satisfied=satisfied.cpu(),
             trace=trace.cpu(),
+            tried=(rounds if criterion.measure else torch.zeros_like(rounds)).cpu(),
         )
 
     def _candidate(self, images: Tensor, base: BaseTokens, codes_BNC: Tensor, ids_BN: Tensor | None) -> Candidate:
@@ -222,6 +227,7 @@ class Alit(nn.Module):
         iterations: int | None = None,
         predict: Sequence[int] = (),
         generator: torch.Generator | None = None,
+        strength: float = 1.0,
     ) -> Iterator[Step]:
         """Runs iterations over the whole batch, one `Step` each, with gradients where they are enabled.
 
@@ -231,6 +237,7 @@ class Alit(nn.Module):
             iterations: how many; all by default.
             predict: the iterations (0, 1, ...) for which the latent decoder is wanted.
             generator: fresh halting noise for each image (training); the config's fixed noise when None.
+            strength: how far codes are quantized, see `LatentCodebook.forward`.
         """
         if base is None:
             base = self.base.encode(images)
@@ -239,8 +246,8 @@ class Alit(nn.Module):
         for k in range(count):
             x_BSD = self.encoder.iterate(x_BSD)
             latents_BND = self.encoder.latents(x_BSD)
-            codes_BNC = self.encoder.codes(latents_BND)
-            quantized = self._quantize(codes_BNC)
+            codes_BNC = unquantized_BNC = self.encoder.codes(latents_BND)
+            quantized = self._quantize(codes_BNC, strength)
             if quantized is not None:
                 codes_BNC = quantized.codes_BNC
             halting = self.config.halting != "off" and k + 1 < count
@@ -249,6 +256,7 @@ class Alit(nn.Module):
                 latents_BND,
                 codes_BNC,
                 quantized.ids_BN if quantized else None,
+                unquantized_BNC,
                 quantized.loss if quantized else codes_BNC.new_zeros(()),
                 predictions_BGO,
             )

@@ -16,15 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alit.errors import ConfigError, TrainingError
 from alit.objectives import Objective, _no_decay
 from alit.tokenizer import Alit
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
-
-
-class TrainingError(ValueError):
-    """Training cannot start or go on; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +57,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "warmup", "log_every", "validate_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def rate(self, step: int) -> float:
         """The learning rate of a step: linear warmup, then a cosine to 0."""

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from alit.config import AlitConfig
+from alit.errors import WeightsError
 from alit.tokenizer import Alit
 
 CONFIG = "config.json"
@@ -23,10 +24,6 @@ MODEL = "model.safetensors"
 FORMAT = 1
 PREPROCESSING = {"color": "sRGB", "range": [0, 1], "resize": "bicubic, antialiased, short side", "crop": "center"}
 MAX_CONFIG_BYTES = 1 << 20
-
-
-class WeightsError(ValueError):
-    """A weights folder that cannot be used; the message says what is wrong with which file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

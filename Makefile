@@ -1,0 +1,56 @@
+# Every target makes and fills .venv by itself, and again when pyproject.toml or constraints.txt change.
+# All paths are relative, so that a folder with spaces in its name works too.
+
+PYTHON ?= python3
+ARGS ?=
+
+PY := .venv/bin/python
+INSTALLED := .venv/.installed
+UNFINISHED := .venv/.unfinished
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check clean
+
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
+
+demo: $(INSTALLED) ## tokenize real photographs with the packaged weights, into ./demo
+	@echo "demo: alit demo"
+	@$(PY) .venv/bin/alit demo
+
+test: $(INSTALLED) ## run the tests; ARGS="-k name" passes options on to pytest
+	@echo "test: pytest $(ARGS)"
+	@$(PY) -m pytest $(ARGS)
+
+check: $(INSTALLED) ## lint, formatting, types, and which package may import which
+	@echo "check: ruff check"
+	@$(PY) -m ruff check .
+	@echo "check: ruff format --check"
+	@$(PY) -m ruff format --check .
+	@echo "check: pyright"
+	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright
+	@echo "check: lint-imports"
+	@$(PY) .venv/bin/lint-imports
+
+clean: ## remove what the other targets made, except .venv
+	@echo "clean: build products, caches, ./demo"
+	@rm -rf build dist ./*.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache demo
+	@find alit jobs serve tests -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamp holds the folder it was made in: an editable install that was copied or moved would test the old folder.
+ifneq "$(shell cat $(INSTALLED) 2>/dev/null)" "$(CURDIR)"
+.PHONY: $(INSTALLED)
+endif
+
+# A first installation that was interrupted starts over; a later one is repaired in place.
+$(INSTALLED): pyproject.toml constraints.txt
+	@if [ -e $(UNFINISHED) ] || ! $(PY) -m pip --version >/dev/null 2>&1; then \
+	    "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "alit needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.11")' && \
+	    echo "venv: making .venv with $(PYTHON)" && \
+	    "$(PYTHON)" -m venv --clear .venv && \
+	    touch $(UNFINISHED); \
+	fi
+	@echo "venv: installing the pinned dependencies (minutes, the first time)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,demo]"
+	@rm -f $(UNFINISHED)
+	@printf '%s' "$(CURDIR)" >$@

@@ -1,0 +1,1 @@
+"""Batch work on Ray Data and Ray Train, and the `alit` command line."""

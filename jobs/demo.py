@@ -1,0 +1,53 @@
+"""The demonstration: the photographs inside scikit-image's package, tokenized with the packaged weights, and a page."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from rich.console import Console
+
+from alit.errors import AlitError
+from jobs.show import show
+from jobs.storage import place
+from jobs.tokenize import describe, tokenize
+
+PHOTOGRAPHS = (
+    "astronaut.png",
+    "brick.png",
+    "camera.png",
+    "chelsea.png",
+    "clock_motion.png",
+    "coffee.png",
+    "coins.png",
+    "grass.png",
+    "gravel.png",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "moon.png",
+    "motorcycle_left.png",
+    "motorcycle_right.png",
+    "retina.jpg",
+    "rocket.jpg",
+)
+
+
+def demo(folder: Path, console: Console) -> Path:
+    """Copies the photographs into `folder`, tokenizes them into `folder/tokens` and returns the page beside it.
+
+    Raises:
+        AlitError: scikit-image is not installed.
+    """
+    spec = importlib.util.find_spec("skimage")  # found, not imported: only its files are wanted
+    if spec is None or not spec.submodule_search_locations:
+        raise AlitError("the demo's photographs come with scikit-image: pip install 'alit[demo]'")
+    data = Path(spec.submodule_search_locations[0]) / "data"
+    photographs, tokens, page = folder / "photographs", folder / "tokens", folder / "index.html"
+    for name in PHOTOGRAPHS:
+        if (data / name).is_file():
+            place(str(photographs / name)).write((data / name).read_bytes())
+    summary = tokenize(str(photographs), str(tokens), overwrite=True, console=console)
+    describe(summary, console)
+    show(str(tokens), str(photographs), page, images_per_second=summary.images_per_second)
+    console.print(f"page: {page}")
+    return page

@@ -1,0 +1,333 @@
+"""What to tokenize: a folder tree, a glob or Parquet becomes a plan of shards, and a shard becomes rows of bytes.
+
+A shard is a fixed slice of the listed input, and the unit of all work: one token file, one reject file. The slices
+depend on the listing and on `rows_per_file` alone.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from alit.errors import AlitError
+from alit.tokens import kept_name
+from jobs.storage import Place, place
+
+IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+
+
+class InputError(AlitError):
+    """An input that cannot be tokenized as asked; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """A slice of the input.
+
+    Attributes:
+        number: names its files.
+        ids: of its images, in order; empty for Parquet, whose ids are read with the rows.
+        paths: of its image files, as bytes (names need not be UTF-8), one per id; or the one Parquet file.
+        start, rows: the slice of the Parquet file; `rows` is the number of images in either case.
+    """
+
+    number: int
+    ids: tuple[str, ...]
+    paths: tuple[bytes, ...]
+    start: int
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Where the input lies and how its shards are read; small and picklable, every worker has it.
+
+    Attributes:
+        root: the input's folder.
+        parquet: whether shards are slices of Parquet files.
+        image_column, id_column: of Parquet.
+        keep: the columns to carry through, under their names in the input.
+        kept: the same under their names in the output.
+    """
+
+    root: Place
+    parquet: bool = False
+    image_column: str = "image"
+    id_column: str | None = None
+    keep: tuple[str, ...] = ()
+    kept: tuple[pa.Field, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """Everything that will be tokenized: every image is in exactly one shard."""
+
+    source: Source
+    shards: tuple[Shard, ...]
+
+    @property
+    def images(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the listing: the same input in the same slices gives the same."""
+        digest = hashlib.sha256()
+        for shard in self.shards:
+            parts = [shard.number, shard.start, shard.rows, shard.ids, shard.paths]
+            digest.update(repr(parts).encode())
+        source = self.source
+        digest.update(repr((source.image_column, source.id_column, source.keep)).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """The bytes of some images; where reading failed, the data is None and the error says why."""
+
+    ids: list[str]
+    data: list[bytes | None]
+    errors: list[str | None]
+    kept: list[pa.Array]
+
+    def slices(self, size: int) -> Iterator[Rows]:
+        for start in range(0, len(self.ids), size):
+            stop = start + size
+            kept = [column.slice(start, size) for column in self.kept]
+            yield Rows(
+                ids=self.ids[start:stop], data=self.data[start:stop], errors=self.errors[start:stop], kept=kept
+            )
+
+
+def make_plan(
+    uri: str,
+    *,
+    rows_per_file: int,
+    keep: Sequence[str] = (),
+    image_column: str = "image",
+    id_column: str | None = None,
+) -> Plan:
+    """Lists the input and cuts it into shards.
+
+    Args:
+        uri: a folder (its image files, or else its Parquet files, at any depth), a glob, or one file; local, or a
+            folder or Parquet file at a URI such as `s3://bucket/folder`.
+        rows_per_file: images per shard, at most.
+        keep: Parquet columns to carry through.
+        image_column: the Parquet column that holds the images' bytes, plain or as `struct<bytes, path>`.
+        id_column: the Parquet column with unique ids; `file#row` when None.
+
+    Raises:
+        InputError: nothing to tokenize, a missing column, or ids that are not unique.
+    """
+    if rows_per_file < 1:
+        raise InputError(f"--rows-per-file must be at least 1, got {rows_per_file}")
+    root, names = _list(uri)
+    pictures = [name for name in names if os.path.splitext(name)[1].lower() in {e.encode() for e in IMAGE_EXTENSIONS}]
+    tables = [name for name in names if name.lower().endswith(b".parquet")]
+    if pictures:
+        if keep or id_column:
+            option = "--keep" if keep else "--id-column"
+            raise InputError(f"{option} needs Parquet input; {uri!r} holds image files, which have no columns")
+        return _plan_files(root, pictures, rows_per_file)
+    if tables:
+        return _plan_parquet(root, tables, rows_per_file, tuple(keep), image_column, id_column)
+    raise InputError(
+        f"no images in {uri!r}: looked for {', '.join(sorted(IMAGE_EXTENSIONS))} and .parquet files, at any depth"
+    )
+
+
+def _list(uri: str) -> tuple[Place, list[bytes]]:
+    """The root and the names below it, as sorted bytes relative to it."""
+    if "://" in uri:
+        root = place(uri)
+        info = root.filesystem.get_file_info(root.path)
+        if info.type == pafs.FileType.File:
+            parent, _, name = root.path.rpartition("/")
+            return Place(root.filesystem, parent), [name.encode()]
+        if info.type == pafs.FileType.NotFound:
+            raise InputError(f"{uri!r} does not exist")
+        found = root.filesystem.get_file_info(pafs.FileSelector(root.path, recursive=True))
+        names = [f.path[len(root.path) + 1 :].encode() for f in found if f.is_file]
+        return root, sorted(name for name in names if not _hidden(name))
+    path = os.path.abspath(uri)
+    if os.path.isdir(path):
+        return Place(pafs.LocalFileSystem(), path), sorted(_walk(os.fsencode(path)))
+    if os.path.exists(path):
+        folder, name = os.path.split(path)
+        return Place(pafs.LocalFileSystem(), folder), [os.fsencode(name)]
+    if not glob.has_magic(uri):
+        raise InputError(f"{uri!r} does not exist")
+    parts = Path(path).parts
+    fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    base = os.path.join(*parts[:fixed])
+    matches = glob.glob(os.fsencode(path), recursive=True)
+    names = [os.path.relpath(match, os.fsencode(base)) for match in matches if os.path.isfile(match)]
+    return Place(pafs.LocalFileSystem(), base), sorted(set(names))
+
+
+def _walk(root: bytes) -> Iterator[bytes]:
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{os.fsdecode(error.filename)!r} cannot be listed: {error.strerror}") from error
+
+    for folder, folders, files in os.walk(root, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(b".")]
+        for name in files:
+            relative = os.path.relpath(os.path.join(folder, name), root)
+            if not name.startswith(b"."):
+                yield relative
+
+
+def _hidden(name: bytes) -> bool:
+    return any(part.startswith(b".") for part in name.split(b"/"))
+
+
+def _readable(name: bytes) -> str:
+    """A name as text; bytes that are no UTF-8, and the escape character itself beside them, as `%XX`."""
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        return name.replace(b"%", b"%25").decode("utf-8", "surrogateescape").translate(_ESCAPES)
+
+
+_ESCAPES = {0xDC00 + byte: f"%{byte:02X}" for byte in range(0x80, 0x100)}
+
+
+def _plan_files(root: Place, names: list[bytes], rows_per_file: int) -> Plan:
+    ids = [_readable(name) for name in names]
+    _require_unique(pa.array(ids, pa.string()), "file names")
+    shards = []
+    for start in range(0, len(names), rows_per_file):
+        part = slice(start, start + rows_per_file)
+        shards.append(
+            Shard(
+                number=len(shards), ids=tuple(ids[part]), paths=tuple(names[part]), start=0, rows=len(names[part])
+            )
+        )
+    return Plan(source=Source(root=root), shards=tuple(shards))
+
+
+def _plan_parquet(
+    root: Place, names: list[bytes], rows_per_file: int, keep: tuple[str, ...], image_column: str, id_column: str | None
+) -> Plan:
+    shards: list[Shard] = []
+    fields: list[pa.Field] = []
+    ids = []
+    for name in names:
+        label = _readable(name)
+        try:
+            with _open(root, name) as file:
+                parquet = pq.ParquetFile(file)
+                schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
+                for column in [image_column, *keep, *([id_column] if id_column else [])]:
+                    if column not in schema.names:
+                        raise InputError(f"{label!r} has no column {column!r}; it has {', '.join(schema.names)}")
+                if id_column:
+                    ids.append(parquet.read([id_column]).column(0).cast(pa.string()))
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{label!r} cannot be read as Parquet: {error}") from error
+        if not _holds_bytes(schema.field(image_column).type):
+            raise InputError(
+                f"column {image_column!r} of {label!r} must hold image bytes (binary, or a struct with a binary field "
+                f"'bytes'), got {schema.field(image_column).type}"
+            )
+        found = [schema.field(column) for column in keep]
+        if fields and [f.type for f in fields] != [f.type for f in found]:
+            raise InputError(f"{label!r} has other types in the kept columns than {_readable(names[0])!r}")
+        fields = found
+        for start in range(0, rows, rows_per_file):
+            rows_here = min(rows_per_file, rows - start)
+            shards.append(Shard(number=len(shards), ids=(), paths=(name,), start=start, rows=rows_here))
+    if not shards:
+        raise InputError(f"no images in {root.path!r}: its Parquet files have no rows")
+    if id_column:
+        column = pa.chunked_array([chunk for part in ids for chunk in part.chunks], pa.string())
+        if column.null_count:
+            raise InputError(f"column {id_column!r} has {column.null_count} empty ids; every image needs one")
+        _require_unique(column, f"column {id_column!r}")
+    kept = tuple(field.with_name(kept_name(field.name)).remove_metadata() for field in fields)
+    source = Source(
+        root=root, parquet=True, image_column=image_column, id_column=id_column, keep=keep, kept=kept
+    )
+    return Plan(source=source, shards=tuple(shards))
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _holds_bytes(field.type) for field in kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _require_unique(ids: pa.Array | pa.ChunkedArray, what: str) -> None:
+    counts = pc.value_counts(ids)
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(repeated):
+        example = repeated.field("values")[0].as_py()
+        raise InputError(
+            f"ids must be unique, but {len(repeated)} of the {what} are given more than once, such as {example!r}"
+        )
+
+
+def _open(root: Place, name: bytes) -> pa.NativeFile:
+    if root.local:
+        return pa.OSFile(os.fsdecode(os.path.join(os.fsencode(root.path), name)), "rb")
+    return root.filesystem.open_input_file(f"{root.path}/{name.decode()}")
+
+
+def read_shard(source: Source, shard: Shard, max_bytes: int, pool: Executor) -> Rows:
+    """The bytes of a shard's images; a file that cannot be read becomes a row with an error."""
+    return _read_parquet(source, shard) if source.parquet else _read_files(source, shard, max_bytes, pool)
+
+
+def _read_files(source: Source, shard: Shard, max_bytes: int, pool: Executor) -> Rows:
+    def read(name: bytes) -> tuple[bytes | None, str | None]:
+        try:
+            if source.root.local:
+                with open(os.path.join(os.fsencode(source.root.path), name), "rb") as file:
+                    return file.read(max_bytes + 1), None  # one more, so that decoding sees that it is too large
+            with source.root.filesystem.open_input_stream(f"{source.root.path}/{name.decode()}") as file:
+                return file.read(max_bytes + 1), None
+        except OSError as error:
+            return None, f"the file cannot be read: {error.strerror or error}"
+
+    results = list(pool.map(read, shard.paths))
+    return Rows(ids=list(shard.ids), data=[d for d, _ in results], errors=[e for _, e in results], kept=[])
+
+
+def _read_parquet(source: Source, shard: Shard) -> Rows:
+    columns = [source.image_column, *source.keep, *([source.id_column] if source.id_column else [])]
+    with _open(source.root, shard.paths[0]) as file:
+        table = _read_rows(pq.ParquetFile(file), list(dict.fromkeys(columns)), shard.start, shard.rows)
+    images = table.column(source.image_column)
+    if pa.types.is_struct(images.type):
+        images = pc.struct_field(images, "bytes")
+    data = images.to_pylist()
+    errors = [None if item is not None else f"the column {source.image_column!r} is null here" for item in data]
+    if source.id_column:
+        ids = table.column(source.id_column).cast(pa.string()).to_pylist()
+    else:
+        label = _readable(shard.paths[0])
+        ids = [f"{label}#{row}" for row in range(shard.start, shard.start + shard.rows)]
+    kept = [table.column(name).combine_chunks() for name in source.keep]
+    return Rows(ids=ids, data=data, errors=errors, kept=kept)
+
+
+def _read_rows(parquet: pq.ParquetFile, columns: list[str], start: int, count: int) -> pa.Table:
+    """Some rows of a Parquet file, reading only the row groups that hold them."""
+    first, groups, offset = 0, [], None
+    for group in range(parquet.metadata.num_row_groups):
+        rows = parquet.metadata.row_group(group).num_rows
+        if first < start + count and first + rows > start:
+            groups.append(group)
+            offset = start - first if offset is None else offset
+        first += rows
+    return parquet.read_row_groups(groups, columns=columns).slice(offset or 0, count)

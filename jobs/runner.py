@@ -1,0 +1,43 @@
+"""Ray for a job: started or joined, quiet, with our code on every worker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+def local_cpus() -> int:
+    """The CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def ray_session() -> Iterator[Any]:
+    """Ray, joined where `RAY_ADDRESS` names a cluster or one is already connected, else started on this machine."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own announced default; it warns otherwise
+    import ray
+    from ray import cloudpickle
+
+    import jobs
+
+    # Ray puts the driver's folder first on its workers' path, where a user's own `jobs` would be found instead of ours
+    cloudpickle.register_pickle_by_value(jobs)
+    ours = not ray.is_initialized()
+    if ours:
+        quiet = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
+        # one logical CPU more than there are, so that a plan whose actors use all of them can still start its tasks
+        local = {} if os.environ.get("RAY_ADDRESS") else quiet | {"num_cpus": local_cpus() + 1}
+        ray.init(**local)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = 1  # every row is a block of its own, so that progress arrives when it is made
+    try:
+        yield ray
+    finally:
+        cloudpickle.unregister_pickle_by_value(jobs)
+        if ours:
+            ray.shutdown()

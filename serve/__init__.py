@@ -1,0 +1,1 @@
+"""Online encoding on Ray Serve: planned, nothing here yet."""
