@@ -1,9 +1,9 @@
 """Adaptive-length image tokenization: images in, 16 to 256 tokens out, as many as each image needs.
 
-    from alit import load_weights
-    weights = load_weights()
-    encoded = weights.model.encode(images_u8, "l1:0.1")
-    pictures = weights.model.decode(encoded.split())
+from alit import load_weights
+weights = load_weights()
+encoded = weights.model.encode(images_u8, "l1:0.1")
+pictures = weights.model.decode(encoded.split())
 """
 
 from alit.config import AlitConfig, KLConfig, VQGANConfig

@@ -8,6 +8,7 @@ Shapes: B batch, C channels, D latent width, H W pixels, h w base grid, G = h*w 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -29,6 +30,11 @@ class BaseTokens(NamedTuple):
     ids_BG: Tensor | None
     """Codebook ids in raster order, or None for a continuous base."""
 
+    def take(self, rows: Tensor) -> BaseTokens:
+        """Some of the images."""
+        ids = None if self.ids_BG is None else self.ids_BG[rows]
+        return BaseTokens(self.latents_BDhw[rows], self.target_BDhw[rows], ids)
+
 
 class Base(Protocol):
     """What a base tokenizer must offer."""
@@ -49,19 +55,19 @@ class Base(Protocol):
         ...
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+def _norm(groups: int, channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):
     """Two normalised 3x3 convolutions and a skip; a 1x1 shortcut where the width changes."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, published_shortcut: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, groups: int, published_shortcut: bool) -> None:
         super().__init__()
         self.published_shortcut = published_shortcut
-        self.norm1 = _norm(in_channels)
+        self.norm1 = _norm(groups, in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-        self.norm2 = _norm(out_channels)
+        self.norm2 = _norm(groups, out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.shortcut = None
         if in_channels != out_channels:
@@ -78,10 +84,8 @@ class ResidualBlock(nn.Module):
 
 def _blocks(in_channels: int, out_channels: int, config: VQGANConfig, count: int | None = None) -> nn.Sequential:
     widths = [in_channels] + [out_channels] * (count or config.blocks)
-    quirk = config.published_shortcut
-    return nn.Sequential(
-        *(ResidualBlock(a, b, published_shortcut=quirk) for a, b in zip(widths, widths[1:], strict=False))
-    )
+    shared = {"groups": config.norm_groups, "published_shortcut": config.published_shortcut}
+    return nn.Sequential(*(ResidualBlock(a, b, **shared) for a, b in pairwise(widths)))
 
 
 class VQGANEncoder(nn.Module):
@@ -92,7 +96,7 @@ class VQGANEncoder(nn.Module):
         inputs = (channels[0], *channels)
         self.levels = nn.ModuleList(_blocks(a, b, config) for a, b in zip(inputs, channels, strict=False))
         self.mid = _blocks(channels[-1], channels[-1], config, 2)
-        self.norm_out = _norm(channels[-1])
+        self.norm_out = _norm(config.norm_groups, channels[-1])
         self.conv_out = nn.Conv2d(channels[-1], config.latent_dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,7 +115,7 @@ class VQGANDecoder(nn.Module):
         inputs = (coarse_first[0], *coarse_first)
         self.levels = nn.ModuleList(_blocks(a, b, config) for a, b in zip(inputs, coarse_first, strict=False))
         self.upsamples = nn.ModuleList(nn.Conv2d(c, c, 3, padding=1) for c in coarse_first[:-1])
-        self.norm_out = _norm(coarse_first[-1])
+        self.norm_out = _norm(config.norm_groups, coarse_first[-1])
         self.conv_out = nn.Conv2d(coarse_first[-1], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -173,14 +177,15 @@ class KL(nn.Module):
         levels = len(config.channels)
         self.prediction_dim = config.latent_dim
         self.latent_scale = config.latent_scale
-        self.autoencoder: Any = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * (levels - 1) + ("AttnDownEncoderBlock2D",),
-            up_block_types=("UpDecoderBlock2D",) * levels,
-            block_out_channels=config.channels,
-            layers_per_block=config.blocks,
-            latent_channels=config.latent_dim,
-            norm_num_groups=32,
-        )
+        layout: dict[str, Any] = {
+            "down_block_types": ("DownEncoderBlock2D",) * (levels - 1) + ("AttnDownEncoderBlock2D",),
+            "up_block_types": ("UpDecoderBlock2D",) * levels,
+            "block_out_channels": config.channels,
+            "layers_per_block": config.blocks,
+            "latent_channels": config.latent_dim,
+            "norm_num_groups": 32,
+        }
+        self.autoencoder: Any = AutoencoderKL(**layout)
 
     def encode(self, images_BCHW: Float[Tensor, "B 3 H W"]) -> BaseTokens:
         latents = self.autoencoder.encode(images_BCHW).latent_dist.mean * self.latent_scale

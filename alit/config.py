@@ -29,14 +29,15 @@ def _require_int(name: str, value: object, low: int, high: int) -> None:
     _require(ok, f"{name} must be a whole number from {low} to {high}, got {value!r}")
 
 
-def _require_channels(channels: tuple[int, ...]) -> None:
+def _require_channels(channels: tuple[int, ...], groups: int) -> None:
+    _require_int("norm_groups", groups, 1, 4096)
     _require(
         isinstance(channels, tuple) and 1 <= len(channels) <= 8,
         f"channels must list 1 to 8 levels, finest first, got {channels!r}",
     )
     for width in channels:
-        _require_int("each entry of channels", width, 32, 4096)
-        _require(width % 32 == 0, f"each entry of channels must be a multiple of 32 (group norm), got {width}")
+        _require_int("each entry of channels", width, 1, 4096)
+        _require(width % groups == 0, f"each entry of channels must be a multiple of norm_groups={groups}, got {width}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +49,8 @@ class VQGANConfig:
         blocks: residual blocks per level.
         latent_dim: width of a base token.
         codebook_size: number of base codes.
+        norm_groups: groups of every group norm. With few channels it must be small: a group of one channel forgets how
+            bright its image is.
         published_shortcut: where a residual block changes its width, feed the 1x1 shortcut with the block's own output
             instead of its input, as the published MaskGIT weights were trained. Off for models trained here.
     """
@@ -57,10 +60,11 @@ class VQGANConfig:
     blocks: int = 2
     latent_dim: int = 256
     codebook_size: int = 1024
+    norm_groups: int = 32
     published_shortcut: bool = False
 
     def __post_init__(self) -> None:
-        _require_channels(self.channels)
+        _require_channels(self.channels, self.norm_groups)
         _require_int("blocks", self.blocks, 1, 16)
         _require_int("latent_dim", self.latent_dim, 1, 4096)
         _require_int("base codebook_size", self.codebook_size, 2, MAX_CODEBOOK)
@@ -82,7 +86,7 @@ class KLConfig:
     latent_scale: float = 0.2325
 
     def __post_init__(self) -> None:
-        _require_channels(self.channels)
+        _require_channels(self.channels, 32)
         _require_int("blocks", self.blocks, 1, 16)
         _require_int("latent_dim", self.latent_dim, 1, 4096)
         _require(self.latent_scale > 0, f"latent_scale must be above 0, got {self.latent_scale}")
@@ -186,15 +190,14 @@ class AlitConfig:
         Raises:
             ConfigError: an unknown, missing or impossible field, named with its value.
         """
-        fields = dict(data)
-        base = fields.get("base")
-        _require(isinstance(base, dict), f"config field 'base' must be an object, got {base!r}")
-        base = dict(base)  # type: ignore[arg-type]
+        given = data.get("base")
+        _require(isinstance(given, dict), f"config field 'base' must be an object, got {given!r}")
+        base: dict[str, Any] = dict(given or {})
         kinds = {"vqgan": VQGANConfig, "kl": KLConfig}
         _require(base.get("kind") in kinds, f"base kind must be one of {sorted(kinds)}, got {base.get('kind')!r}")
         if isinstance(base.get("channels"), list):
             base["channels"] = tuple(base["channels"])
-        fields["base"] = _build(kinds[base["kind"]], base)
+        fields = data | {"base": _build(kinds[base["kind"]], base)}
         return _build(cls, fields)
 
 
@@ -253,7 +256,7 @@ def semilarge(*, base: str = "vqgan", quantized: bool = True) -> AlitConfig:
 def nano() -> AlitConfig:
     """The packaged default: 64 px, 16 to 64 tokens over an 8 x 8 base grid, trainable on two CPU cores."""
     return AlitConfig(
-        base=VQGANConfig(channels=(32, 64, 64, 128), blocks=1, latent_dim=32, codebook_size=1024),
+        base=VQGANConfig(channels=(32, 32, 64, 128), blocks=1, latent_dim=16, codebook_size=1024, norm_groups=4),
         image_size=64,
         width=128,
         depth=3,

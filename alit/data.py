@@ -40,7 +40,9 @@ def read_photographs(path: str | Path) -> list[bytes]:
         elif file.suffix.lower() in EXTENSIONS and file.is_file():
             photographs.append(file.read_bytes())
     if not photographs:
-        raise TrainingError(f"no photographs in {str(path)!r}: give a folder of images, or Parquet with a column 'image'")
+        raise TrainingError(
+            f"no photographs in {str(path)!r}: give a folder of images, or Parquet with a column 'image'"
+        )
     return photographs
 
 

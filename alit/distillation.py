@@ -74,7 +74,9 @@ class LatentEncoder(nn.Module):
 
     def mask(self, x_BSD: Float[Tensor, "B S D"], halted_BG: Bool[Tensor, "B G"]) -> Float[Tensor, "B S D"]:
         """Replaces halted image tokens by the mask token at their position."""
-        class_B1D, image_BGD, latents_BND = x_BSD.split([1, self.image_tokens, x_BSD.shape[1] - 1 - self.image_tokens], 1)
+        class_B1D, image_BGD, latents_BND = x_BSD.split(
+            [1, self.image_tokens, x_BSD.shape[1] - 1 - self.image_tokens], 1
+        )
         image_BGD = torch.where(halted_BG.unsqueeze(-1), self.positions[1:] + self.mask_token, image_BGD)
         return torch.cat([class_B1D, image_BGD, latents_BND], dim=1)
 

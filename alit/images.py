@@ -170,9 +170,7 @@ def decode_image(data: bytes, size: int, limits: Limits = DEFAULT_LIMITS) -> Dec
         raise _explain(error, data) from error
 
 
-def encode_image(
-    pixels: Pixels, format: Literal["png", "jpeg", "webp"] = "png", quality: int | None = None
-) -> bytes:
+def encode_image(pixels: Pixels, format: Literal["png", "jpeg", "webp"] = "png", quality: int | None = None) -> bytes:
     """An image file of these pixels.
 
     Args:
@@ -329,9 +327,7 @@ def _apply_profile(colours: Image.Image, profile: object) -> Image.Image:
         return plain
     try:
         srgb = ImageCms.createProfile("sRGB")
-        transform = ImageCms.buildTransform(
-            io.BytesIO(profile), srgb, colours.mode, "RGB", ImageCms.Intent.PERCEPTUAL
-        )
+        transform = ImageCms.buildTransform(io.BytesIO(profile), srgb, colours.mode, "RGB", ImageCms.Intent.PERCEPTUAL)
         # A profile's name proves nothing: one that moves no colour of a lattice by more than a level is sRGB.
         lattice = rearrange(17 * np.indices((16, 16, 16)).astype(np.uint8), "C r g b -> (r g) b C")
         probe = Image.fromarray(np.ascontiguousarray(lattice)).convert(colours.mode)

@@ -6,7 +6,7 @@ Shapes: B batch, G base tokens, O prediction width, K codebook size, C code widt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ class Losses(NamedTuple):
     """Detached scalars to log."""
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A training stage: which parameters it trains and what it asks of them."""
 
@@ -69,7 +70,7 @@ class CodeRevival:
         self.usage[dead] = 1 / len(self.usage)
 
 
-def _no_decay(name: str, parameter: nn.Parameter) -> bool:
+def no_decay(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim < 2 or "codebook" in name or "position" in name or "embedding" in name or "token" in name
 
 
@@ -149,7 +150,7 @@ class DistillObjective:
     def losses(self, model: Alit, images: Tensor, step: int, generator: torch.Generator) -> Losses:
         with torch.no_grad():
             base = model.base.encode(images)
-            base = BaseTokens(*(part if part is None or not part.is_floating_point() else part.float() for part in base))
+            base = BaseTokens(base.latents_BDhw.float(), base.target_BDhw.float(), base.ids_BG)
             spread = base.target_BDhw.var()
         count = model.config.iterations
         chosen = sorted(torch.randperm(count, generator=generator)[: self.iterations].tolist())

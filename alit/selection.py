@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -152,7 +153,9 @@ class Criterion:
             choices = ", ".join(map(str, config.lengths))
             raise CriterionError(f"criterion {self.spec!r}: this model gives {choices} tokens, not {self.length}")
         if self.measure is _wrong_codes and not isinstance(config.base, VQGANConfig):
-            raise CriterionError(f"criterion {self.spec!r} needs a discrete base; use latent:T with this continuous one")
+            raise CriterionError(
+                f"criterion {self.spec!r} needs a discrete base; use latent:T with this continuous one"
+            )
 
 
 def parse(spec: str, *, functions: bool = True) -> Criterion:
@@ -203,9 +206,9 @@ def _threshold(spec: str, value: str, low: float, high: float) -> float:
 
 def _load(spec: str, module: str, function: str) -> Measure:
     try:
-        measure = getattr(importlib.import_module(module), function)
+        measure: Any = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise CriterionError(f"criterion {spec!r} cannot be loaded: {error}") from error
     if not callable(measure):
         raise CriterionError(f"criterion {spec!r}: {module}:{function} is not a function")
-    return measure
+    return cast(Measure, measure)

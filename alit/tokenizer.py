@@ -70,8 +70,8 @@ class Step(NamedTuple):
 class Alit(nn.Module):
     """The adaptive-length image tokenizer.
 
-    Inference methods (`encode`, `encode_all`, `decode`, `attention_maps`) record no gradients, use no random numbers and
-    give each image the answer it would get alone. `rollout` is the differentiable path that training takes.
+    Inference methods (`encode`, `encode_all`, `decode`, `attention_maps`) record no gradients, draw no random numbers
+    and give each image the answer it would get alone. `rollout` is the differentiable path that training takes.
     """
 
     def __init__(self, config: AlitConfig) -> None:
@@ -89,8 +89,8 @@ class Alit(nn.Module):
     def reset_buffers(self) -> None:
         """Makes what is not stored: the fixed noise of sampled halting, uniform in [0, 1), [K, G]."""
         noise = torch.Generator("cpu").manual_seed(self.config.halting_seed)
-        shape = (self.config.iterations, self.config.grid**2)
-        self.halting_KG = torch.rand(*shape, generator=noise, device="cpu").to(self.halting_KG.device)
+        shape = (self.config.iterations, self.config.grid**2) if self.config.halting == "sampled" else (0,)
+        self.halting_KG = torch.rand(*shape, generator=noise, device="cpu").to(self.encoder.positions.device)
 
     # ---------------------------------------------------------------- the parts of one iteration
 
@@ -151,7 +151,9 @@ class Alit(nn.Module):
         x_BSD = self.encoder.begin(images, base.latents_BDhw)
 
         per_token = () if self.codebook is not None else (config.code_dim,)
-        tokens = torch.zeros(count, config.max_tokens, *per_token, device=device, dtype=None if per_token else torch.long)
+        tokens = torch.zeros(
+            count, config.max_tokens, *per_token, device=device, dtype=None if per_token else torch.long
+        )
         num_tokens = torch.zeros(count, dtype=torch.long, device=device)
         satisfied = torch.zeros(count, dtype=torch.bool, device=device)
         trace = torch.full((count, config.iterations), torch.nan, device=device)
@@ -183,7 +185,7 @@ class Alit(nn.Module):
             if done.any():
                 keep = (~done).nonzero().squeeze(-1)
                 rows, x_BSD, images = rows[keep], x_BSD[keep], images[keep]
-                base = BaseTokens(*(part if part is None else part[keep] for part in base))
+                base = base.take(keep)
                 halted_BG = None if halted_BG is None else halted_BG[keep]
             x_BSD = self._grow(x_BSD, k + 1, halted_BG)
 
@@ -263,7 +265,8 @@ class Alit(nn.Module):
             if k + 1 < count:
                 halted_BG = None
                 if halting:
-                    assert predictions_BGO is not None and base.ids_BG is not None
+                    assert predictions_BGO is not None
+                    assert base.ids_BG is not None
                     halted_BG = self._halted(predictions_BGO.detach(), base.ids_BG, k, generator)
                 x_BSD = self._grow(x_BSD, k + 1, halted_BG)
 
@@ -310,7 +313,9 @@ class Alit(nn.Module):
         size = len(self.codebook.weight)
         row = row.long()
         if int(row.min()) < 0 or int(row.max()) >= size:
-            raise ValueError(f"image {index}: ids must lie from 0 to {size - 1}, got {int(row.min())} to {int(row.max())}")
+            raise ValueError(
+                f"image {index}: ids must lie from 0 to {size - 1}, got {int(row.min())} to {int(row.max())}"
+            )
         return row
 
     # ---------------------------------------------------------------- looking inside

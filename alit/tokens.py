@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.fs
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float
@@ -154,8 +154,8 @@ class TokenDataset:
         DatasetError: not complete (no `_manifest.json`), or not a dataset at all.
     """
 
-    def __init__(self, folder: str | Path, filesystem: pa.fs.FileSystem | None = None) -> None:
-        self.filesystem = filesystem or pa.fs.LocalFileSystem()
+    def __init__(self, folder: str | Path, filesystem: pafs.FileSystem | None = None) -> None:
+        self.filesystem = filesystem or pafs.LocalFileSystem()
         self.folder = str(folder).rstrip("/")
         try:
             with self.filesystem.open_input_stream(f"{self.folder}/{MANIFEST}") as file:
@@ -172,9 +172,11 @@ class TokenDataset:
         return int(self.manifest["images"])
 
     def _files(self, folder: str) -> list[str]:
-        selector = pa.fs.FileSelector(f"{self.folder}/{folder}", allow_not_found=True)
+        selector = pafs.FileSelector(f"{self.folder}/{folder}", allow_not_found=True)
         found = self.filesystem.get_file_info(selector)
-        return sorted(f.path for f in found if f.is_file and f.extension == "parquet" and not f.base_name.startswith("."))
+        return sorted(
+            f.path for f in found if f.is_file and f.extension == "parquet" and not f.base_name.startswith(".")
+        )
 
     def table(self, columns: Sequence[str] | None = None, filter: ds.Expression | None = None) -> pa.Table:
         """Rows as one Arrow table, in the order in which they were written.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from alit.errors import ConfigError, TrainingError
-from alit.objectives import Objective, _no_decay
+from alit.objectives import Objective, no_decay
 from alit.tokenizer import Alit
 
 CHECKPOINT = "checkpoint.pt"
@@ -78,8 +78,8 @@ class Trainer:
             parameter.requires_grad_(id(parameter) in trained)
         self.parameters = [p for _, p in named]
         groups = [
-            {"params": [p for n, p in named if not _no_decay(n, p)], "weight_decay": config.weight_decay},
-            {"params": [p for n, p in named if _no_decay(n, p)], "weight_decay": 0.0},
+            {"params": [p for n, p in named if not no_decay(n, p)], "weight_decay": config.weight_decay},
+            {"params": [p for n, p in named if no_decay(n, p)], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
         self.ema = copy.deepcopy(model).eval().requires_grad_(False)
@@ -111,7 +111,8 @@ class Trainer:
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         averaged = dict(self.ema.named_parameters())
         pairs = [(averaged[n], p) for n, p in self.model.named_parameters() if p.requires_grad]
-        torch._foreach_lerp_([a for a, _ in pairs], [p for _, p in pairs], 1 - decay)
+        for average, parameter in pairs:
+            average.lerp_(parameter, 1 - decay)
 
     def state_dict(self) -> dict[str, Any]:
         return {

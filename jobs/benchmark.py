@@ -131,7 +131,7 @@ def benchmark_encode(
     console.print(f"{times.images} images in one batch, {torch.get_num_threads()} threads, {rounds} rounds, images/s:")
     console.print(f"  every length, scored        {times.images / times.every:8.1f}")
     console.print(
-        f"  adaptive, {parsed.spec:<17} {times.images / times.adaptive:8.1f}   {times.mean_tokens:.1f} tokens on average"
+        f"  adaptive, {parsed.spec:<17} {times.images / times.adaptive:8.1f}   {times.mean_tokens:.1f} tokens each"
     )
     for length, seconds in times.fixed.items():
         console.print(f"  fixed:{length:<21} {times.images / seconds:8.1f}")

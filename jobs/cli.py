@@ -1,4 +1,4 @@
-"""The `alit` command: one subcommand per job. Heavy imports wait until a job is chosen, so that help answers at once."""
+"""The `alit` command: one subcommand per job. Heavy imports wait for the job, so that help answers at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import Positional
 
 CRITERION_HELP = (
     "When an image has enough tokens: fixed:N, l1:T, mse:T, psnr:T, ssim:T, code:T, latent:T or "
@@ -84,7 +84,211 @@ def tokenize(
     job.describe(summary, console)
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"tokenize": tokenize}
+def show(
+    dataset: Positional[str],
+    source: Positional[str],
+    page: Positional[Path],
+    /,
+    *,
+    weights: str | None = None,
+    pictures: int = 48,
+    image_column: str = "image",
+    id_column: str | None = None,
+) -> None:
+    """Draw a web page of a token dataset: photographs beside what every length makes of them.
+
+    Example: alit show tokens/ photos/ page.html
+
+    Args:
+        dataset: A finished token dataset.
+        source: The input that it was made from.
+        page: The HTML file to write; it holds everything and needs no network.
+        weights: The weights folder that made the dataset; the packaged one when not given.
+        pictures: Photographs to show at most.
+        image_column: As for tokenize.
+        id_column: As for tokenize.
+    """
+    from jobs import show as job
+
+    shown = job.show(
+        dataset,
+        source,
+        page,
+        weights=weights,
+        pictures=pictures,
+        image_column=image_column,
+        id_column=id_column,
+    )
+    print(f"{page}: {shown} photographs")
+
+
+def convert(
+    checkpoint: Positional[Path],
+    folder: Positional[Path],
+    /,
+    *,
+    heads: int | None = None,
+    stage: Literal[1, 2] | None = None,
+    halting: Literal["off", "deterministic", "sampled"] = "off",
+    halting_threshold: float = 0.55,
+) -> None:
+    """Turn a published ALIT checkpoint (.pth) into a weights folder. Nothing in it but tensors is unpickled.
+
+    Example: alit convert alit_vqgan_small_quantized_latent.pth weights/small
+
+    Args:
+        checkpoint: One of the released files.
+        folder: The weights folder to write.
+        heads: Attention heads, where the widths are none of the published ones.
+        stage: 1 for latent distillation, 2 for full finetuning; told from the file when not given.
+        halting: The dynamic halting mask at inference.
+        halting_threshold: The probability from which a base token is halted.
+    """
+    from alit.official import convert as run
+
+    mark = run(checkpoint, folder, heads=heads, stage=stage, halting=halting, halting_threshold=halting_threshold)
+    print(f"{folder}: fingerprint {mark}")
+
+
+def train(
+    stage: Positional[Literal["base", "distill"]],
+    data: Positional[str],
+    run: Positional[Path],
+    /,
+    *,
+    steps: int,
+    validation: str | None = None,
+    init: Path | None = None,
+    preset: str = "nano",
+    batch_size: int = 16,
+    learning_rate: float = 1e-3,
+    warmup: int = 100,
+    iterations: int | None = None,
+    quantize_from: int = 250,
+    pixel_weight: float = 0.0,
+    pixel_from: int = 0,
+    seed: int = 0,
+    threads: int | None = None,
+) -> None:
+    """Train one stage on this machine's CPUs, and go on where an earlier run in the same folder stopped.
+
+    Example: alit train base photos/ runs/base --steps 2000, then
+    alit train distill photos/ runs/distill --init runs/base/weights --steps 6000
+
+    Args:
+        stage: The base tokenizer from pixels, or the latent distillation on a frozen base.
+        data: A folder of images or Parquet files (column image), or a glob.
+        run: Receives checkpoint, log and, in RUN/weights, the averaged weights.
+        steps: Optimizer steps in all; the learning rate ends at 0 there.
+        validation: Images to validate on; none when not given.
+        init: A weights folder to start from; distill needs one with a trained base.
+        preset: The model where there is no --init.
+        batch_size: Images per step.
+        learning_rate: Its peak.
+        warmup: Steps of linear warmup.
+        iterations: Rollout iterations supervised per step, drawn at random; all when not given.
+        quantize_from: The step from which codes are quantized.
+        pixel_weight: Weight of the decoded image's L1 error in distill.
+        pixel_from: The step from which pixels count.
+        seed: Of initial values, order and crops.
+        threads: CPU threads; all when not given.
+    """
+    from jobs import train as job
+
+    job.train_stage(
+        stage,
+        data,
+        run,
+        steps=steps,
+        validation=validation,
+        init=init,
+        preset=preset,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        warmup=warmup,
+        iterations=iterations,
+        quantize_from=quantize_from,
+        pixel_weight=pixel_weight,
+        pixel_from=pixel_from,
+        seed=seed,
+        threads=threads,
+    )
+
+
+def demo(folder: Positional[str] = "demo", /) -> None:
+    """Tokenize the photographs of scikit-image's package and draw a page of them.
+
+    Args:
+        folder: Receives photographs, tokens and index.html.
+    """
+    from rich.console import Console
+
+    from jobs.demo import demo as run
+
+    run(Path(folder), Console(stderr=True))
+
+
+def benchmark(
+    what: Positional[Literal["encode", "tokenize"]],
+    source: Positional[str],
+    /,
+    *,
+    criterion: Annotated[str | None, tyro.conf.arg(help=CRITERION_HELP)] = None,
+    weights: str | None = None,
+    batch_size: int = 64,
+    rounds: int = 3,
+    image_column: str = "image",
+    rows_per_file: int = 512,
+    workers: int | None = None,
+) -> None:
+    """Measure ratios within one run: adaptive against fixed encoding, or the Ray job against a bare loop.
+
+    Args:
+        what: encode: one batch, every way of encoding it. tokenize: the whole input, with and without Ray.
+        source: Images, as for tokenize.
+        weights: A weights folder; the packaged one when not given.
+        batch_size: Images of the one batch that encode measures.
+        rounds: Repetitions, in alternation.
+        image_column: As for tokenize.
+        rows_per_file: As for tokenize.
+        workers: As for tokenize.
+    """
+    from rich.console import Console
+
+    from jobs import benchmark as job
+
+    console = Console()
+    if what == "encode":
+        job.benchmark_encode(
+            source,
+            criterion=criterion,
+            weights=weights,
+            batch_size=batch_size,
+            rounds=rounds,
+            image_column=image_column,
+            console=console,
+        )
+    else:
+        job.benchmark_tokenize(
+            source,
+            criterion=criterion,
+            weights=weights,
+            rounds=rounds,
+            image_column=image_column,
+            rows_per_file=rows_per_file,
+            workers=workers,
+            console=console,
+        )
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "tokenize": tokenize,
+    "show": show,
+    "convert": convert,
+    "train": train,
+    "benchmark": benchmark,
+    "demo": demo,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

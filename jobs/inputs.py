@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -103,9 +102,7 @@ class Rows:
         for start in range(0, len(self.ids), size):
             stop = start + size
             kept = [column.slice(start, size) for column in self.kept]
-            yield Rows(
-                ids=self.ids[start:stop], data=self.data[start:stop], errors=self.errors[start:stop], kept=kept
-            )
+            yield Rows(ids=self.ids[start:stop], data=self.data[start:stop], errors=self.errors[start:stop], kept=kept)
 
 
 def make_plan(
@@ -209,9 +206,7 @@ def _plan_files(root: Place, names: list[bytes], rows_per_file: int) -> Plan:
     for start in range(0, len(names), rows_per_file):
         part = slice(start, start + rows_per_file)
         shards.append(
-            Shard(
-                number=len(shards), ids=tuple(ids[part]), paths=tuple(names[part]), start=0, rows=len(names[part])
-            )
+            Shard(number=len(shards), ids=tuple(ids[part]), paths=tuple(names[part]), start=0, rows=len(names[part]))
         )
     return Plan(source=Source(root=root), shards=tuple(shards))
 
@@ -255,9 +250,7 @@ def _plan_parquet(
             raise InputError(f"column {id_column!r} has {column.null_count} empty ids; every image needs one")
         _require_unique(column, f"column {id_column!r}")
     kept = tuple(field.with_name(kept_name(field.name)).remove_metadata() for field in fields)
-    source = Source(
-        root=root, parquet=True, image_column=image_column, id_column=id_column, keep=keep, kept=kept
-    )
+    source = Source(root=root, parquet=True, image_column=image_column, id_column=id_column, keep=keep, kept=kept)
     return Plan(source=source, shards=tuple(shards))
 
 
@@ -268,8 +261,8 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def _require_unique(ids: pa.Array | pa.ChunkedArray, what: str) -> None:
-    counts = pc.value_counts(ids)
-    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+    counts = ids.value_counts()
+    repeated = counts.filter(pa.array(counts.field("counts").to_numpy() > 1))
     if len(repeated):
         example = repeated.field("values")[0].as_py()
         raise InputError(
@@ -309,7 +302,7 @@ def _read_parquet(source: Source, shard: Shard) -> Rows:
         table = _read_rows(pq.ParquetFile(file), list(dict.fromkeys(columns)), shard.start, shard.rows)
     images = table.column(source.image_column)
     if pa.types.is_struct(images.type):
-        images = pc.struct_field(images, "bytes")
+        images = images.combine_chunks().field("bytes")
     data = images.to_pylist()
     errors = [None if item is not None else f"the column {source.image_column!r} is null here" for item in data]
     if source.id_column:

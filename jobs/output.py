@@ -69,7 +69,9 @@ def prepare_output(job: Job, plan: Plan, rows_per_file: int, *, overwrite: bool)
         output.remove_folder()
         names = set()
     if MANIFEST in names:
-        raise AlitError(f"{output.path!r} holds a finished dataset; name another folder, or replace it with --overwrite")
+        raise AlitError(
+            f"{output.path!r} holds a finished dataset; name another folder, or replace it with --overwrite"
+        )
     if names and JOB not in names:
         raise AlitError(f"{output.path!r} exists and is not empty; name another folder")
     if names:
@@ -113,9 +115,7 @@ def finish(job: Job, plan: Plan, totals: Totals) -> None:
         "rejects": totals.rejects,
         "satisfied": totals.satisfied,
         "tokens": totals.tokens(job.metadata),
-        "lengths": {
-            str((k + 1) * job.metadata.latents_per_iteration): count for k, count in enumerate(totals.lengths)
-        },
+        "lengths": {str((k + 1) * job.metadata.latents_per_iteration): count for k, count in enumerate(totals.lengths)},
         "files": len(plan.shards),
     }
     (job.output / "README.md").write(dataset_card(job.metadata, totals).encode())

@@ -27,9 +27,9 @@ def ray_session() -> Iterator[Any]:
     cloudpickle.register_pickle_by_value(jobs)
     ours = not ray.is_initialized()
     if ours:
-        quiet = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
         # one logical CPU more than there are, so that a plan whose actors use all of them can still start its tasks
-        local = {} if os.environ.get("RAY_ADDRESS") else quiet | {"num_cpus": local_cpus() + 1}
+        local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else quiet | {"num_cpus": local_cpus() + 1}
         ray.init(**local)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

@@ -86,7 +86,9 @@ def metadata_of(weights: Weights, criterion: str) -> Metadata:
     """
     config = weights.model.config
     if config.codebook_size is None:
-        raise AlitError(f"{str(weights.folder)!r} has continuous latents, which have no ids to store; use quantized weights")
+        raise AlitError(
+            f"{str(weights.folder)!r} has continuous latents, which have no ids to store; use quantized weights"
+        )
     parsed = parse(criterion)
     parsed.check(config)
     return Metadata(
@@ -164,7 +166,7 @@ class ShardFiles:
         ):
             buffer = io.BytesIO()
             pq.write_table(pa.Table.from_batches(batches, schema), buffer, compression="zstd")
-            (self.job.output / folder / name).write(buffer.getbuffer())
+            (self.job.output / folder / name).write(buffer.getvalue())
 
 
 def file_name(number: int) -> str:
@@ -186,9 +188,7 @@ class Progress(NamedTuple):
     done: bool
 
 
-def tokenize_shard(
-    job: Job, model: Alit, shard: Shard, batches: Iterator[Decoded]
-) -> Iterator[Progress]:
+def tokenize_shard(job: Job, model: Alit, shard: Shard, batches: Iterator[Decoded]) -> Iterator[Progress]:
     """Encodes and writes one shard, telling how far it is."""
     started = time.monotonic()
     criterion = parse(job.metadata.criterion)
@@ -283,7 +283,10 @@ def _pack(batches: Iterator[Decoded]) -> bytes:
     writer = None
     for decoded in batches:
         side = decoded.pixels.shape[1]
-        pixels, sizes = np.zeros((len(decoded.ids), side * side * 3), np.uint8), np.zeros((len(decoded.ids), 2), np.uint32)
+        pixels, sizes = (
+            np.zeros((len(decoded.ids), side * side * 3), np.uint8),
+            np.zeros((len(decoded.ids), 2), np.uint32),
+        )
         pixels[decoded.good], sizes[decoded.good] = decoded.pixels.reshape(len(decoded.pixels), -1), decoded.sizes
         reasons, messages = np.full((2, len(decoded.ids)), None, object)
         for row, (reason, message) in zip(np.flatnonzero(~decoded.good), decoded.rejects, strict=True):

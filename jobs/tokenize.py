@@ -12,8 +12,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from alit.images import Limits
 from alit.weights import load_weights
@@ -122,7 +129,9 @@ def stages(job: Job, shards: Sequence[Shard], *, workers: int, decode_workers: i
     """The Ray dataset that tokenizes shards; its rows are `Progress`."""
     import ray
 
-    blocks = [pa.Table.from_pylist([asdict(shard)], SHARD_SCHEMA) for shard in shards]  # one block, so one task, per shard
+    blocks = [
+        pa.Table.from_pylist([asdict(shard)], SHARD_SCHEMA) for shard in shards
+    ]  # one block, so one task, per shard
     dataset = ray.data.from_arrow(blocks)
     if decode_workers:
         dataset = dataset.map_batches(
@@ -155,7 +164,7 @@ def _follow(dataset: Any, images: int, console: Console) -> tuple[list[Progress]
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=console) as bar:
+    with bars.Progress(*columns, console=console) as bar:
         task = bar.add_task("starting Ray", total=images, rate="")
         for row in dataset.iter_rows():
             progress = Progress(**row)
