@@ -7,6 +7,7 @@ the object is made, so that a wrong file fails with a sentence before any tensor
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -27,6 +28,10 @@ def _require(condition: bool, message: str) -> None:
 def _require_int(name: str, value: object, low: int, high: int) -> None:
     ok = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
     _require(ok, f"{name} must be a whole number from {low} to {high}, got {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _require_channels(channels: tuple[int, ...], groups: int) -> None:
@@ -68,6 +73,10 @@ class VQGANConfig:
         _require_int("blocks", self.blocks, 1, 16)
         _require_int("latent_dim", self.latent_dim, 1, 4096)
         _require_int("base codebook_size", self.codebook_size, 2, MAX_CODEBOOK)
+        _require(
+            isinstance(self.published_shortcut, bool),
+            f"published_shortcut must be true or false, got {self.published_shortcut!r}",
+        )
 
     @property
     def patch_size(self) -> int:
@@ -89,7 +98,10 @@ class KLConfig:
         _require_channels(self.channels, 32)
         _require_int("blocks", self.blocks, 1, 16)
         _require_int("latent_dim", self.latent_dim, 1, 4096)
-        _require(self.latent_scale > 0, f"latent_scale must be above 0, got {self.latent_scale}")
+        _require(
+            _is_number(self.latent_scale) and 0 < self.latent_scale < math.inf,
+            f"latent_scale must be a number above 0, got {self.latent_scale!r}",
+        )
 
     @property
     def patch_size(self) -> int:
@@ -160,9 +172,11 @@ class AlitConfig:
             f"halting={self.halting!r} needs a discrete base; with a KL base it must be off",
         )
         _require(
-            0 <= self.halting_threshold <= 1, f"halting_threshold must lie in [0, 1], got {self.halting_threshold}"
+            _is_number(self.halting_threshold) and 0 <= self.halting_threshold <= 1,
+            f"halting_threshold must lie in [0, 1], got {self.halting_threshold!r}",
         )
         _require_int("halting_seed", self.halting_seed, 0, 2**63 - 1)
+        _require(isinstance(self.criterion, str), f"criterion must be text such as 'l1:0.07', got {self.criterion!r}")
 
     @property
     def grid(self) -> int:
@@ -190,11 +204,12 @@ class AlitConfig:
         Raises:
             ConfigError: an unknown, missing or impossible field, named with its value.
         """
+        _require(isinstance(data, dict), f"a model config must be an object, got {data!r}")
         given = data.get("base")
         _require(isinstance(given, dict), f"config field 'base' must be an object, got {given!r}")
         base: dict[str, Any] = dict(given or {})
         kinds = {"vqgan": VQGANConfig, "kl": KLConfig}
-        _require(base.get("kind") in kinds, f"base kind must be one of {sorted(kinds)}, got {base.get('kind')!r}")
+        _require(base.get("kind") in list(kinds), f"base kind must be one of {sorted(kinds)}, got {base.get('kind')!r}")
         if isinstance(base.get("channels"), list):
             base["channels"] = tuple(base["channels"])
         fields = data | {"base": _build(kinds[base["kind"]], base)}

@@ -29,8 +29,10 @@ class Attention(nn.Module):
         q, k, v = self._heads(x_BSD)
         if x_BSD.device.type == "cpu" and q.dtype == torch.bfloat16:
             # the CPU's fused kernel takes five times as long in bf16 on its way back as in fp32
-            q, k, v = q.float(), k.float(), v.float()
-        mixed = F.scaled_dot_product_attention(q, k, v)
+            with torch.autocast("cpu", enabled=False):
+                mixed = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v)
         return self.out(rearrange(mixed, "b h s d -> b s (h d)"))
 
     def weights(self, x_BSD: Float[Tensor, "B S D"]) -> Float[Tensor, "B H S S"]:

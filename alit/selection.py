@@ -172,7 +172,8 @@ def parse(spec: str, *, functions: bool = True) -> Criterion:
     if not separator:
         raise CriterionError(f"criterion {spec!r} has no ':'; write {HELP}")
     if name == "fixed":
-        if not (value.isascii() and value.isdigit() and int(value) > 0):
+        # the length first: int() refuses thousands of digits with an error of its own
+        if not (value.isascii() and value.isdigit() and len(value) < 10 and int(value) > 0):
             raise CriterionError(f"criterion {spec!r}: fixed takes a token count such as fixed:64, got {value!r}")
         return Criterion(spec=f"fixed:{int(value)}", length=int(value))
     if name in _KINDS:
@@ -207,7 +208,7 @@ def _threshold(spec: str, value: str, low: float, high: float) -> float:
 def _load(spec: str, module: str, function: str) -> Measure:
     try:
         measure: Any = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # TypeError: a relative module name
         raise CriterionError(f"criterion {spec!r} cannot be loaded: {error}") from error
     if not callable(measure):
         raise CriterionError(f"criterion {spec!r}: {module}:{function} is not a function")

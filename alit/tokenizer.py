@@ -309,7 +309,11 @@ class Alit(nn.Module):
             choices = ", ".join(map(str, self.config.lengths))
             raise ValueError(f"image {index}: this model decodes {choices} tokens, got the shape {tuple(row.shape)}")
         if self.codebook is None:
+            if row.shape[1] != self.config.code_dim:
+                raise ValueError(f"image {index}: codes must be {self.config.code_dim} wide, got {row.shape[1]}")
             return row
+        if row.is_floating_point():
+            raise ValueError(f"image {index}: ids must be whole numbers, got {row.dtype}")
         size = len(self.codebook.weight)
         row = row.long()
         if int(row.min()) < 0 or int(row.max()) >= size:

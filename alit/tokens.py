@@ -166,6 +166,9 @@ class TokenDataset:
             ) from error
         except ValueError as error:
             raise DatasetError(f"{self.folder}/{MANIFEST} is not readable JSON: {error}") from error
+        for name in ("metadata", "images"):
+            if not isinstance(self.manifest, dict) or name not in self.manifest:
+                raise DatasetError(f"{self.folder}/{MANIFEST} has no {name!r}; it is no manifest of a token dataset")
         self.metadata = Metadata.from_bytes(json.dumps(self.manifest["metadata"]).encode(), f"{self.folder!r}")
 
     def __len__(self) -> int:
@@ -186,9 +189,10 @@ class TokenDataset:
             filter: a pyarrow expression such as `pyarrow.dataset.field("num_tokens") <= 32`.
         """
         files = self._files(DATA)
-        if not files:
-            return pa.table({})
         columns = None if columns is None else list(columns)
+        if not files:
+            empty = token_schema(self.metadata).empty_table()
+            return empty if columns is None else empty.select(columns)
         return ds.dataset(files, filesystem=self.filesystem).to_table(columns=columns, filter=filter)
 
     def rejects(self) -> pa.Table:

@@ -45,7 +45,7 @@ class TrainConfig:
     batch_size: int = 16
     learning_rate: float = 1e-3
     warmup: int = 100
-    weight_decay: float = 0.05
+    weight_decay: float = 0.01
     clip: float = 1.0
     ema: float = 0.999
     bf16: bool = True

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from alit.config import AlitConfig
 from alit.errors import WeightsError
+from alit.selection import parse
 from alit.tokenizer import Alit
 
 CONFIG = "config.json"
@@ -101,10 +102,18 @@ def _read_config(path: Path) -> tuple[AlitConfig, dict[str, Any]]:
             raise WeightsError(f"{str(path)!r} has format {found!r}; this version reads format {FORMAT}")
         if data.get("preprocessing") != PREPROCESSING:
             raise WeightsError(f"{str(path)!r} asks for preprocessing that this version does not do")
-        return AlitConfig.from_json(data["model"]), data.get("provenance", {})
+        config = AlitConfig.from_json(data["model"])
+        # the default criterion is part of a file that may be a stranger's: it must not name code to import
+        parse(config.criterion, functions=False).check(config)
+        provenance = data.get("provenance", {})
+        if not isinstance(provenance, dict):
+            raise WeightsError(f"{str(path)!r} has a provenance that is no object: {provenance!r}")
+        return config, provenance
     except WeightsError:
         raise
-    except (OSError, ValueError, KeyError, RecursionError) as error:
+    except KeyError as error:
+        raise WeightsError(f"{str(path)!r} has no {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{str(path)!r} cannot be used: {error}") from error
 
 
@@ -122,6 +131,19 @@ def _require_same_layout(expected: dict[str, Any], found: dict[str, Any], path: 
         raise WeightsError(f"{str(path)!r} does not fit its config: it has an unknown tensor {extra[0]!r}")
 
 
+def _replaceable(folder: Path) -> bool:
+    """Whether a folder is empty or one of ours: others have a config.json too."""
+    if not folder.is_dir():
+        return False
+    if not any(folder.iterdir()):
+        return True
+    try:
+        config = json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and {"format", "model", "preprocessing"} <= config.keys()
+
+
 def save_weights(
     folder: str | Path, model: Alit, *, provenance: dict[str, Any], dtype: torch.dtype = torch.float32
 ) -> str:
@@ -137,7 +159,7 @@ def save_weights(
         WeightsError: the folder exists and is something else.
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
+    if folder.exists() and not _replaceable(folder):
         raise WeightsError(f"{str(folder)!r} exists and is no weights folder; name another or remove it")
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

@@ -215,6 +215,29 @@ def train(
     )
 
 
+def evaluate(
+    images: Positional[str],
+    output: Positional[Path | None] = None,
+    /,
+    *,
+    weights: str | None = None,
+    thresholds: tuple[float, ...] = (),
+) -> None:
+    """Measure what weights are worth: error at every length, adaptive lengths, use of the codebooks.
+
+    Example: alit evaluate held-out/ report
+
+    Args:
+        images: A folder of images or Parquet files (column image), or a glob.
+        output: Also write OUTPUT.json and OUTPUT.md.
+        weights: A weights folder; the packaged one when not given.
+        thresholds: Of the criterion l1; some that spread the lengths when not given.
+    """
+    from jobs import evaluate as job
+
+    job.run(images, output, weights=weights, thresholds=thresholds)
+
+
 def demo(folder: Positional[str] = "demo", /) -> None:
     """Tokenize the photographs of scikit-image's package and draw a page of them.
 
@@ -286,6 +309,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "show": show,
     "convert": convert,
     "train": train,
+    "evaluate": evaluate,
     "benchmark": benchmark,
     "demo": demo,
 }

@@ -9,12 +9,14 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -156,6 +158,8 @@ def _list(uri: str) -> tuple[Place, list[bytes]]:
         found = root.filesystem.get_file_info(pafs.FileSelector(root.path, recursive=True))
         names = [f.path[len(root.path) + 1 :].encode() for f in found if f.is_file]
         return root, sorted(name for name in names if not _hidden(name))
+    if not uri:  # which abspath takes for the working folder
+        raise InputError("the input has no name; name a folder, a glob or a Parquet file")
     path = os.path.abspath(uri)
     if os.path.isdir(path):
         return Place(pafs.LocalFileSystem(), path), sorted(_walk(os.fsencode(path)))
@@ -164,24 +168,31 @@ def _list(uri: str) -> tuple[Place, list[bytes]]:
         return Place(pafs.LocalFileSystem(), folder), [os.fsencode(name)]
     if not glob.has_magic(uri):
         raise InputError(f"{uri!r} does not exist")
-    parts = Path(path).parts
+    parts = Path(uri).parts
     fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    base = os.path.join(*parts[:fixed])
-    matches = glob.glob(os.fsencode(path), recursive=True)
-    names = [os.path.relpath(match, os.fsencode(base)) for match in matches if os.path.isfile(match)]
-    return Place(pafs.LocalFileSystem(), base), sorted(set(names))
+    base = os.fsencode(os.path.abspath(Path(*parts[:fixed])))
+    matches = glob.glob(os.fsencode(Path(*parts[fixed:])), root_dir=base, recursive=True)
+    names = {os.path.normpath(match) for match in matches if not os.path.isdir(os.path.join(base, match))}
+    return Place(pafs.LocalFileSystem(), os.fsdecode(base)), sorted(names)
 
 
-def _walk(root: bytes) -> Iterator[bytes]:
-    def refuse(error: OSError) -> None:
-        raise InputError(f"{os.fsdecode(error.filename)!r} cannot be listed: {error.strerror}") from error
-
-    for folder, folders, files in os.walk(root, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(b".")]
-        for name in files:
-            relative = os.path.relpath(os.path.join(folder, name), root)
-            if not name.startswith(b"."):
-                yield relative
+def _walk(root: bytes, below: bytes = b"", inside: frozenset[tuple[int, int]] = frozenset()) -> Iterator[bytes]:
+    """The files at any depth, through links to folders too, but not through a link to a folder that it lies in."""
+    folder = os.path.join(root, below)
+    try:
+        info = os.stat(folder)
+        if (mark := (info.st_dev, info.st_ino)) in inside:
+            return
+        with os.scandir(folder) as found:
+            entries = [entry for entry in found if not entry.name.startswith(b".")]
+    except OSError as error:
+        raise InputError(f"{os.fsdecode(folder)!r} cannot be listed: {error.strerror}") from error
+    for entry in entries:
+        path = os.path.join(below, entry.name)
+        if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+            yield from _walk(root, path, inside | {mark})
+        else:
+            yield path
 
 
 def _hidden(name: bytes) -> bool:
@@ -249,7 +260,12 @@ def _plan_parquet(
         if column.null_count:
             raise InputError(f"column {id_column!r} has {column.null_count} empty ids; every image needs one")
         _require_unique(column, f"column {id_column!r}")
-    kept = tuple(field.with_name(kept_name(field.name)).remove_metadata() for field in fields)
+    else:
+        _require_unique(pa.array([_readable(name) for name in names], pa.string()), "file names")
+    # nullable, as another file's column of the same type may be
+    kept = tuple(field.with_name(kept_name(field.name)).with_nullable(True).remove_metadata() for field in fields)
+    if len({field.name for field in kept}) < len(kept):
+        raise InputError(f"--keep names a column twice: in the output they would be {', '.join(f.name for f in kept)}")
     source = Source(root=root, parquet=True, image_column=image_column, id_column=id_column, keep=keep, kept=kept)
     return Plan(source=source, shards=tuple(shards))
 
@@ -272,8 +288,16 @@ def _require_unique(ids: pa.Array | pa.ChunkedArray, what: str) -> None:
 
 def _open(root: Place, name: bytes) -> pa.NativeFile:
     if root.local:
-        return pa.OSFile(os.fsdecode(os.path.join(os.fsencode(root.path), name)), "rb")
+        path = os.path.join(os.fsencode(root.path), name)
+        _require_regular(os.stat(path))
+        return pa.OSFile(os.fsdecode(path), "rb")
     return root.filesystem.open_input_file(f"{root.path}/{name.decode()}")
+
+
+def _require_regular(info: os.stat_result) -> None:
+    """Refuses pipes and devices, which may never end."""
+    if not stat.S_ISREG(info.st_mode):
+        raise OSError("it is not a regular file")
 
 
 def read_shard(source: Source, shard: Shard, max_bytes: int, pool: Executor) -> Rows:
@@ -285,7 +309,9 @@ def _read_files(source: Source, shard: Shard, max_bytes: int, pool: Executor) ->
     def read(name: bytes) -> tuple[bytes | None, str | None]:
         try:
             if source.root.local:
-                with open(os.path.join(os.fsencode(source.root.path), name), "rb") as file:
+                path = os.path.join(os.fsencode(source.root.path), name)
+                with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe would block until written
+                    _require_regular(os.fstat(file.fileno()))
                     return file.read(max_bytes + 1), None  # one more, so that decoding sees that it is too large
             with source.root.filesystem.open_input_stream(f"{source.root.path}/{name.decode()}") as file:
                 return file.read(max_bytes + 1), None
@@ -302,7 +328,7 @@ def _read_parquet(source: Source, shard: Shard) -> Rows:
         table = _read_rows(pq.ParquetFile(file), list(dict.fromkeys(columns)), shard.start, shard.rows)
     images = table.column(source.image_column)
     if pa.types.is_struct(images.type):
-        images = images.combine_chunks().field("bytes")
+        images = pc.struct_field(images, "bytes")  # chunk by chunk: together they may exceed Arrow's 2 GiB
     data = images.to_pylist()
     errors = [None if item is not None else f"the column {source.image_column!r} is null here" for item in data]
     if source.id_column:

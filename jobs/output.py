@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from alit.errors import AlitError
 from alit.tokens import DATA, MANIFEST, REJECTS, Metadata
 from jobs.inputs import Plan, Shard
 from jobs.shards import Job, Progress, file_name
+from jobs.storage import Place
 
 JOB = "_job.json"
 
@@ -45,8 +47,7 @@ class Totals:
 
 def job_record(job: Job, plan: Plan, rows_per_file: int) -> dict[str, Any]:
     """What makes two runs the same job."""
-    return {
-        "metadata": asdict(job.metadata),
+    return asdict(job.metadata) | {
         "input": plan.fingerprint(),
         "rows_per_file": rows_per_file,
         "batch_size": job.batch_size,
@@ -75,7 +76,10 @@ def prepare_output(job: Job, plan: Plan, rows_per_file: int, *, overwrite: bool)
     if names and JOB not in names:
         raise AlitError(f"{output.path!r} exists and is not empty; name another folder")
     if names:
-        previous = json.loads((output / JOB).read())
+        try:
+            previous = json.loads((output / JOB).read())
+        except ValueError as error:
+            raise AlitError(f"{output.path}/{JOB} is damaged ({error}); use --overwrite to begin anew") from error
         different = [key for key in record if previous.get(key) != record[key]]
         if different:
             raise AlitError(
@@ -84,8 +88,31 @@ def prepare_output(job: Job, plan: Plan, rows_per_file: int, *, overwrite: bool)
             )
     else:
         (output / JOB).write(json.dumps(record, indent=1).encode())
-    finished = set((output / DATA).names())
+    finished = set((output / DATA).names()) & set((output / REJECTS).names())
     return [shard for shard in plan.shards if file_name(shard.number) not in finished]
+
+
+def require_apart(given: Place, job: Job) -> None:
+    """Refuses an output that --overwrite would remove the input with, or that would become input itself.
+
+    Args:
+        given: the input as it was named.
+        job: what is to be done.
+
+    Raises:
+        AlitError: one lies in the other.
+    """
+    root, output = job.source.root, job.output
+    if root.filesystem != output.filesystem:
+        return
+    source, target = (os.path.realpath(place.path) if place.local else place.path for place in (root, output))
+    if f"{source}/".startswith(f"{target}/"):
+        raise AlitError(f"the input lies in the output folder {output.path!r}; name an output folder outside of it")
+    if job.source.parquet and given == root and f"{target}/".startswith(f"{source}/"):
+        raise AlitError(
+            f"the output folder {output.path!r} lies in the input folder, whose Parquet files are all input; "
+            f"name one outside of it"
+        )
 
 
 def read_totals(job: Job, numbers: Sequence[int]) -> Totals:
@@ -118,6 +145,8 @@ def finish(job: Job, plan: Plan, totals: Totals) -> None:
         "lengths": {str((k + 1) * job.metadata.latents_per_iteration): count for k, count in enumerate(totals.lengths)},
         "files": len(plan.shards),
     }
+    for folder in (DATA, REJECTS):
+        (job.output / folder).remove_unfinished()
     (job.output / "README.md").write(dataset_card(job.metadata, totals).encode())
     (job.output / MANIFEST).write(json.dumps(manifest, indent=1).encode())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ def ray_session() -> Iterator[Any]:
         # one logical CPU more than there are, so that a plan whose actors use all of them can still start its tasks
         local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else quiet | {"num_cpus": local_cpus() + 1}
         ray.init(**local)
+        # its errors reach the driver as exceptions; printing them too would bury a sentence under three tracebacks
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

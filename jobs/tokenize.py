@@ -6,6 +6,7 @@ actor reads, decodes, encodes and writes; before GPU actors a stage of CPU tasks
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,10 +23,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from alit.errors import AlitError
 from alit.images import Limits
 from alit.weights import load_weights
 from jobs.inputs import Shard, make_plan
-from jobs.output import Totals, finish, prepare_output, read_totals
+from jobs.output import Totals, finish, prepare_output, read_totals, require_apart
 from jobs.runner import local_cpus, ray_session
 from jobs.shards import SHARD_SCHEMA, DecodeStage, Job, Progress, Tokenizer, metadata_of
 from jobs.storage import place
@@ -78,6 +80,13 @@ def tokenize(
     Raises:
         AlitError: whatever a person can put right, before anything is written.
     """
+    for option, value, least in (
+        ("--workers", workers, 1),
+        ("--decode-workers", decode_workers, 0),
+        ("--gpus-per-worker", gpus_per_worker, 0),
+    ):
+        if value is not None and not least <= value < math.inf:
+            raise AlitError(f"{option} must be at least {least}, got {value}")
     console = console or Console(stderr=True)
     loaded = load_weights(weights)
     metadata = metadata_of(loaded, criterion or loaded.model.config.criterion)
@@ -90,6 +99,7 @@ def tokenize(
         batch_size=batch_size,
         limits=limits or Limits(),
     )
+    require_apart(place(source), job)
     todo = prepare_output(job, plan, rows_per_file, overwrite=overwrite)
     done = {shard.number for shard in plan.shards} - {shard.number for shard in todo}
     console.print(f"{plan.images} images in {len(plan.shards)} shards, criterion {metadata.criterion}")
@@ -111,7 +121,10 @@ def tokenize(
                 decode_workers=(local_cpus() if gpus else 0) if decode_workers is None else decode_workers,
                 gpus=gpus,
             )
-            finished, seconds = _follow(dataset, sum(shard.rows for shard in todo), console)
+            try:
+                finished, seconds = _follow(dataset, sum(shard.rows for shard in todo), console)
+            except AlitError as error:  # a worker's: Ray's own exception has its class, and a page of traceback as text
+                raise getattr(error, "cause", error) from None
     for progress in finished:
         totals.add(progress)
     finish(job, plan, totals)

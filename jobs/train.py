@@ -18,6 +18,7 @@ from alit.objectives import BaseObjective, DistillObjective, Objective
 from alit.tokenizer import Alit
 from alit.training import TrainConfig, Trainer, train
 from alit.weights import load_weights, save_weights
+from jobs.evaluate import perplexity
 
 VALIDATION_BATCH = 64
 
@@ -71,6 +72,7 @@ def train_stage(
             model,
             iterations=iterations,
             quantize_from=quantize_from,
+            quantize_over=max(1, steps // 20),
             pixel_weight=pixel_weight,
             pixel_from=pixel_from,
         )
@@ -96,13 +98,6 @@ def train_stage(
 
 def _floats(images: Tensor) -> list[Tensor]:
     return [part.float() / 255 for part in images.split(VALIDATION_BATCH)]
-
-
-def perplexity(ids: Tensor, size: int) -> float:
-    """The number of codes that are used as if evenly: 2 to the entropy, in bits, of how often each is chosen."""
-    share = torch.bincount(ids.flatten(), minlength=size).double()
-    share /= share.sum()
-    return float(torch.exp(torch.special.entr(share).sum()))
 
 
 @torch.no_grad()

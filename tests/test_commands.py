@@ -1,0 +1,174 @@
+"""The smaller commands end to end: train, show, benchmark, demo's parts."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from alit.config import AlitConfig, VQGANConfig
+from alit.errors import AlitError, ConfigError
+from alit.images import encode_image
+from alit.selection import parse
+from alit.tokenizer import Alit
+from alit.weights import load_weights, save_weights
+from jobs import benchmark, cli
+from jobs.inputs import make_plan
+from jobs.output import Totals, finish, prepare_output
+from jobs.shards import Job, decoded_batches, metadata_of, tokenize_shard
+from jobs.show import show
+from jobs.storage import place
+from jobs.train import train_stage
+
+
+def config() -> AlitConfig:
+    base = VQGANConfig(channels=(4, 4), blocks=1, latent_dim=4, codebook_size=8, norm_groups=2)
+    return AlitConfig(
+        base=base, image_size=16, width=16, depth=1, heads=2, latents_per_iteration=4, iterations=3, codebook_size=16
+    )
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for i in range(12):
+        pixels = np.random.default_rng(i).integers(0, 256, (3, 3, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+        (folder / f"{i:02d}.png").write_bytes(encode_image(pixels))
+    return folder
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.manual_seed(0)
+    save_weights(tmp_path / "weights", Alit(config()), provenance={})
+    return tmp_path / "weights"
+
+
+def tokenized(photographs, weights, folder, criterion):
+    """The main job without Ray: its own stages, called one after the other."""
+    loaded = load_weights(weights)
+    plan = make_plan(str(photographs), rows_per_file=5)
+    job = Job(
+        source=plan.source,
+        output=place(str(folder)),
+        metadata=metadata_of(loaded, criterion),
+        weights=str(weights),
+        batch_size=4,
+    )
+    totals = Totals()
+    for shard in prepare_output(job, plan, 5, overwrite=False):
+        *_, last = tokenize_shard(job, loaded.model, shard, decoded_batches(job, shard))
+        totals.add(last)
+    finish(job, plan, totals)
+
+
+@pytest.mark.parametrize("criterion", ["l1:0.3", "psnr:9", "fixed:8"])
+def test_show_draws_every_photograph_at_every_length(photographs, weights, tmp_path, criterion):
+    (photographs / "broken.jpg").write_bytes(b"not a picture")
+    tokenized(photographs, weights, tmp_path / "tokens", criterion)
+    shown = show(str(tmp_path / "tokens"), str(photographs), tmp_path / "page.html", weights=str(weights))
+    page = (tmp_path / "page.html").read_text()
+    assert shown == 12
+    assert all(f"{i:02d}.png" in page for i in range(12))
+    assert "broken.jpg" in page
+
+
+def test_show_refuses_other_weights_and_another_input(photographs, weights, tmp_path):
+    tokenized(photographs, weights, tmp_path / "tokens", "fixed:4")
+    torch.manual_seed(1)
+    save_weights(tmp_path / "other", Alit(config()), provenance={})
+    with pytest.raises(AlitError, match="was tokenized with the weights"):
+        show(str(tmp_path / "tokens"), str(photographs), tmp_path / "page.html", weights=str(tmp_path / "other"))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "stranger.png").write_bytes((photographs / "00.png").read_bytes())
+    with pytest.raises(AlitError, match="no image of"):
+        show(str(tmp_path / "tokens"), str(elsewhere), tmp_path / "page.html", weights=str(weights))
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_training_goes_from_photographs_to_weights_and_resumes(photographs, weights, tmp_path):
+    lines: list[str] = []
+    common = {"batch_size": 4, "validation": str(photographs), "report": lines.append}
+    base = train_stage("base", str(photographs), tmp_path / "base", steps=3, init=weights, **common)
+    distilled = train_stage("distill", str(photographs), tmp_path / "distill", steps=3, init=base, **common)
+    assert any("val_l1_12" in line for line in lines)
+    loaded = load_weights(distilled)
+    assert loaded.provenance["stage"] == "distill"
+    for name, tensor in load_weights(base).model.base.state_dict().items():
+        assert torch.equal(tensor, loaded.model.base.state_dict()[name]), "distillation leaves the base as it is"
+    lines.clear()
+    train_stage("distill", str(photographs), tmp_path / "distill", steps=5, init=base, **common)
+    assert any("resuming at step 3" in line for line in lines)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "distill" / "log.jsonl").read_text().splitlines()]
+    assert steps == [3, 5]
+
+
+def test_distillation_without_a_base_is_refused(photographs, tmp_path):
+    with pytest.raises(ConfigError, match="--init"):
+        train_stage("distill", str(photographs), tmp_path / "run", steps=1)
+    with pytest.raises(ConfigError, match="nano"):
+        train_stage("base", str(photographs), tmp_path / "run", steps=1, preset="giant")
+
+
+def test_the_encode_benchmark_measures_what_it_says(weights):
+    model = load_weights(weights).model
+    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    criterion = parse("l1:0.4")
+    times = benchmark.time_encode(model, images, criterion, rounds=2)
+    assert set(times.fixed) == {4, 8, 12}
+    assert times.mean_tokens == pytest.approx(model.encode(images, criterion).num_tokens.double().mean().item())
+    assert 0 < times.implied <= times.every * 1.5
+    assert times.ratio > 0
+
+
+def test_the_bare_loop_of_the_tokenize_benchmark_sees_every_image(photographs, weights, tmp_path):
+    loaded = load_weights(weights)
+    plan = make_plan(str(photographs), rows_per_file=5)
+    job = Job(
+        source=plan.source,
+        output=place(str(tmp_path / "out")),
+        metadata=metadata_of(loaded, "l1:0.3"),
+        weights=str(weights),
+    )
+    assert benchmark.bare_loop(job, str(photographs), "image", 1) > 0
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(AlitError, match="adaptive"):
+        benchmark.benchmark_encode(
+            str(photographs),
+            criterion="fixed:4",
+            weights=str(weights),
+            batch_size=4,
+            rounds=1,
+            image_column="image",
+            console=Console(quiet=True),
+        )
+
+
+def test_every_command_teaches_its_use(capsys):
+    for name in cli.COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            cli.main([name, "--help"])
+        assert stop.value.code == 0
+        assert "usage: alit " + name in capsys.readouterr().out
+
+
+def test_mistakes_are_one_sentence_and_exit_code_2(tmp_path, capsys):
+    for arguments in (
+        ["tokenize", str(tmp_path / "missing"), str(tmp_path / "out")],
+        ["convert", str(tmp_path / "missing.pth"), str(tmp_path / "out")],
+        ["show", str(tmp_path), str(tmp_path), str(tmp_path / "page.html"), "--weights", str(tmp_path)],
+        ["evaluate", str(tmp_path), "--weights", str(tmp_path)],
+        ["train", "base", str(tmp_path), str(tmp_path / "run"), "--steps", "1"],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(arguments)
+        error = capsys.readouterr().err
+        assert stop.value.code == 2, arguments
+        assert error.startswith("alit: "), error
+        assert len(error.strip().splitlines()) == 1, error
+        assert "Traceback" not in error

@@ -1,0 +1,369 @@
+"""Promises of the plan: what is listed, how it is cut into shards, under which ids, and what is refused. No Ray."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.inputs import InputError, Plan, Rows, make_plan, read_shard
+
+NOT_UTF8 = b"caf\xe9 100%.jpg"
+
+
+def write(folder: Path, *names: str | bytes) -> None:
+    """Files that hold their own relative name."""
+    for name in names:
+        raw = os.fsencode(name)
+        path = os.path.join(os.fsencode(folder), raw)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(raw)
+
+
+def table(path: Path, rows: int = 5, *, row_group_size: int | None = None, **columns: pa.Array | list) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = pa.array([os.fsencode(f"{path.name} {row}") for row in range(rows)], pa.binary())
+    pq.write_table(pa.table({"image": images} | columns), path, row_group_size=row_group_size)
+    return path
+
+
+def plan_of(source: Path | str, rows_per_file: int = 2, **options: object) -> Plan:
+    return make_plan(str(source), rows_per_file=rows_per_file, **options)
+
+
+def read(plan: Plan, max_bytes: int = 1000) -> list[Rows]:
+    with ThreadPoolExecutor(2) as pool:
+        return [read_shard(plan.source, shard, max_bytes, pool) for shard in plan.shards]
+
+
+def pairs(plan: Plan) -> dict[str, bytes | None]:
+    """Data by id, where no id comes twice."""
+    rows = read(plan)
+    found = {name: data for part in rows for name, data in zip(part.ids, part.data, strict=True)}
+    assert len(found) == sum(len(part.ids) for part in rows) == plan.images
+    assert [len(part.ids) for part in rows] == [shard.rows for shard in plan.shards]
+    return found
+
+
+# -------------------------------------------------------------------- listing
+
+
+def test_a_folder_gives_its_images_at_any_depth_under_their_relative_paths(tmp_path: Path) -> None:
+    write(tmp_path, "b.JPG", "a/1.png", "a/deep/2.jpeg", "a/note.txt", "x.jpg/inside.webp")
+    found = pairs(plan_of(tmp_path))
+    assert found == {n: n.encode() for n in ("b.JPG", "a/1.png", "a/deep/2.jpeg", "x.jpg/inside.webp")}
+
+
+@pytest.mark.parametrize("form", ["{}/", "{}/../in", "file://{}"])
+def test_a_folder_may_be_named_in_other_ways(tmp_path: Path, form: str) -> None:
+    write(tmp_path / "in", "a.jpg", "b/c.jpg")
+    assert plan_of(form.format(tmp_path / "in")).fingerprint() == plan_of(tmp_path / "in").fingerprint()
+
+
+def test_a_relative_folder_is_meant_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "in", "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    plan = plan_of("in")
+    monkeypatch.chdir("/")
+    assert pairs(plan) == {"a.jpg": b"a.jpg"}
+
+
+def test_hidden_files_and_folders_are_skipped(tmp_path: Path) -> None:
+    write(tmp_path, "a.jpg", ".b.jpg", ".thumbs/c.jpg", "d/.e.jpg")
+    assert set(pairs(plan_of(tmp_path))) == {"a.jpg"}
+    assert set(pairs(plan_of(f"file://{tmp_path}"))) == {"a.jpg"}
+
+
+def test_a_glob_gives_ids_relative_to_its_fixed_part(tmp_path: Path) -> None:
+    write(tmp_path, "a/1.jpg", "b/2.jpg", "b/3.png", "b/deep/4.jpg")
+    assert pairs(plan_of(tmp_path / "*" / "*.jpg")) == {"a/1.jpg": b"a/1.jpg", "b/2.jpg": b"b/2.jpg"}
+    assert set(pairs(plan_of(tmp_path / "b" / "**" / "*.jpg"))) == {"2.jpg", "deep/4.jpg"}
+
+
+def test_a_glob_works_from_a_folder_whose_name_looks_like_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "[2020] trip*", "1.jpg", "2.jpg")
+    monkeypatch.chdir(tmp_path / "[2020] trip*")
+    assert set(pairs(plan_of("*.jpg"))) == {"1.jpg", "2.jpg"}
+    assert set(pairs(plan_of(tmp_path / "[2020] trip*"))) == {"1.jpg", "2.jpg"}
+
+
+def test_one_image_and_one_table_are_inputs_too(tmp_path: Path) -> None:
+    write(tmp_path, "a b.jpg", "other.jpg")
+    assert pairs(plan_of(tmp_path / "a b.jpg")) == {"a b.jpg": b"a b.jpg"}
+    path = table(tmp_path / "t.parquet", 3)
+    expected = {f"t.parquet#{row}": f"t.parquet {row}".encode() for row in range(3)}
+    assert pairs(plan_of(path)) == pairs(plan_of(f"file://{path}")) == expected
+
+
+def test_a_folder_of_tables_is_read_in_order(tmp_path: Path) -> None:
+    table(tmp_path / "b.parquet", 3)
+    table(tmp_path / "a" / "z.PARQUET", 2)
+    assert [name for part in read(plan_of(tmp_path)) for name in part.ids] == [
+        *("a/z.PARQUET#0", "a/z.PARQUET#1", "b.parquet#0", "b.parquet#1", "b.parquet#2")
+    ]
+
+
+def test_strange_names_become_readable_ids_and_can_be_read(tmp_path: Path) -> None:
+    names = ["a b.jpg", "ü/日本.jpg", "new\nline.jpg", "100%.jpg", "quote'\".jpg", "emoji 🎈.png"]
+    write(tmp_path, *names, NOT_UTF8, b"\xff\xfe/x.jpg")
+    expected = {name: name.encode() for name in names} | {
+        "caf%E9 100%25.jpg": NOT_UTF8,
+        "%FF%FE/x.jpg": b"\xff\xfe/x.jpg",
+    }
+    assert pairs(plan_of(tmp_path)) == pairs(plan_of(tmp_path / "**" / "*")) == expected
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    write(tmp_path, "in/a.jpg", "in/b/c.jpg", "elsewhere/d.jpg")
+    (tmp_path / "in" / "up").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "b" / "over").symlink_to("../../elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "self").symlink_to("self")
+    assert set(pairs(plan_of(tmp_path / "in"))) == {"a.jpg", "b/c.jpg", "b/over/d.jpg"}
+
+
+# -------------------------------------------------------------------- shards
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    stems=st.sets(st.text("abcé /", min_size=1, max_size=5).filter(lambda s: s.strip("/ ") == s and "//" not in s)),
+    rows_per_file=st.integers(1, 9),
+)
+def test_every_image_is_in_exactly_one_shard_and_slices_depend_on_the_listing_alone(
+    tmp_path_factory: pytest.TempPathFactory, stems: set[str], rows_per_file: int
+) -> None:
+    one, other = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("other")
+    names = [f"{stem}.jpg" for stem in stems] + ["last.png"]
+    write(one, *names)
+    write(other, *reversed(names), "note.txt")
+    plan = plan_of(one, rows_per_file)
+    assert plan.shards == plan_of(other, rows_per_file).shards
+    assert plan.fingerprint() == plan_of(other, rows_per_file).fingerprint()
+    listed = [name for shard in plan.shards for name in shard.ids]
+    assert sorted(listed) == sorted(names)
+    assert all(shard.rows == rows_per_file for shard in plan.shards[:-1])
+    assert [shard.number for shard in plan.shards] == list(range(len(plan.shards)))
+    assert pairs(plan) == {name: name.encode() for name in names}
+
+
+@pytest.mark.parametrize("rows_per_file", [1, 2, 3, 4, 7, 11, 50])
+def test_a_slice_reads_its_rows_across_row_groups(tmp_path: Path, rows_per_file: int) -> None:
+    table(tmp_path / "t.parquet", 11, row_group_size=3, label=list(range(11)))
+    plan = plan_of(tmp_path, rows_per_file, keep=["label"])
+    assert pairs(plan) == {f"t.parquet#{row}": f"t.parquet {row}".encode() for row in range(11)}
+    assert [value for part in read(plan) for value in part.kept[0].to_pylist()] == list(range(11))
+
+
+def test_another_listing_or_another_option_has_another_fingerprint(tmp_path: Path) -> None:
+    write(tmp_path / "a", "1.jpg", "2.jpg")
+    write(tmp_path / "b", "1.jpg", "3.jpg")
+    table(tmp_path / "t.parquet", image2=pa.array([b""] * 5), key=list("abcde"))
+    t = tmp_path / "t.parquet"
+    plans = [plan_of(tmp_path / "a"), plan_of(tmp_path / "b"), plan_of(tmp_path / "a", 1), plan_of(t), plan_of(t, 3)]
+    plans += [plan_of(t, keep=["key"]), plan_of(t, id_column="key"), plan_of(t, image_column="image2")]
+    assert len({plan.fingerprint() for plan in plans}) == len(plans)
+
+
+def test_slices_of_rows_keep_everything_together() -> None:
+    kept = pa.array(range(5))
+    rows = Rows(
+        ids=list("abcde"), data=[b"1", None, b"3", b"4", None], errors=[None, "x", None, None, "y"], kept=[kept]
+    )
+    parts = list(rows.slices(2))
+    assert [part.ids for part in parts] == [["a", "b"], ["c", "d"], ["e"]]
+    assert [part.errors for part in parts] == [[None, "x"], [None, None], ["y"]]
+    assert [part.kept[0].to_pylist() for part in parts] == [[0, 1], [2, 3], [4]]
+
+
+# -------------------------------------------------------------------- reading
+
+
+def test_what_cannot_be_read_is_a_row_with_an_error_and_never_hangs(tmp_path: Path) -> None:
+    write(tmp_path, "good.jpg", "gone.jpg", "folder.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "device.jpg").symlink_to("/dev/zero")
+    (tmp_path / "broken.jpg").symlink_to("nowhere")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    plan = plan_of(tmp_path, 100)
+    (tmp_path / "gone.jpg").unlink()
+    (tmp_path / "folder.jpg").unlink()
+    (tmp_path / "folder.jpg").mkdir()
+    (rows,) = read(plan)
+    errors = dict(zip(rows.ids, rows.errors, strict=True))
+    assert errors.pop("good.jpg") is None
+    assert sorted(errors) == ["broken.jpg", "device.jpg", "folder.jpg", "gone.jpg", "loop.jpg", "pipe.jpg"]
+    assert all(error is not None and error.startswith("the file cannot be read: ") for error in errors.values())
+    assert "not a regular file" in str(errors["pipe.jpg"])
+    assert [data for data, error in zip(rows.data, rows.errors, strict=True) if error] == [None] * 6
+
+
+def test_of_a_file_that_is_too_large_one_byte_too_many_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x" * 5000)
+    assert [len(data or b"") for part in read(plan_of(tmp_path), max_bytes=100) for data in part.data] == [101]
+
+
+def test_structs_of_bytes_and_path_are_images_and_their_nulls_are_errors(tmp_path: Path) -> None:
+    cells = [{"bytes": b"1", "path": "p"}, {"bytes": None, "path": "q"}, None, {"bytes": b"4", "path": None}]
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    pq.write_table(pa.table({"image": pa.array(cells, kind)}), tmp_path / "t.parquet", row_group_size=3)
+    (rows,) = read(plan_of(tmp_path, 10))
+    assert rows.data == [b"1", None, None, b"4"]
+    assert [error is None for error in rows.errors] == [True, False, False, True]
+    assert "'image' is null" in str(rows.errors[1])
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+def test_null_image_cells_are_errors(tmp_path: Path, kind: pa.DataType) -> None:
+    pq.write_table(pa.table({"photo": pa.array([b"1", None, b"3"], kind)}), tmp_path / "t.parquet")
+    (rows,) = read(plan_of(tmp_path, 10, image_column="photo"))
+    assert rows.data == [b"1", None, b"3"]
+    assert rows.errors[1] == "the column 'photo' is null here"
+
+
+def test_ids_may_come_from_a_column_of_any_plain_type(tmp_path: Path) -> None:
+    table(tmp_path / "t.parquet", 3, key=pa.array([7, 5, 6], pa.int32()))
+    assert list(pairs(plan_of(tmp_path, id_column="key"))) == ["7", "5", "6"]
+
+
+def test_kept_columns_keep_their_types_and_colliding_names_get_a_prefix(tmp_path: Path) -> None:
+    boxes = pa.array(
+        [[{"x": 1, "tags": ["a"]}], [], None], pa.list_(pa.struct({"x": pa.int8(), "tags": pa.list_(pa.string())}))
+    )
+    label = pa.array(["cat", None, "dog"]).dictionary_encode()
+    when = pa.array([1, 2, 3], pa.timestamp("ms", tz="UTC"))
+    table(tmp_path / "t.parquet", 3, boxes=boxes, label=label, width=[1, 2, 3], when=when)
+    plan = plan_of(tmp_path, 2, keep=["boxes", "width", "label", "when"])
+    assert [(field.name, field.type) for field in plan.source.kept] == [
+        ("boxes", boxes.type),
+        ("input_width", pa.int64()),
+        ("label", label.type),
+        ("when", when.type),
+    ]
+    first, second = read(plan)
+    assert first.kept[0].to_pylist() + second.kept[0].to_pylist() == boxes.to_pylist()
+    assert first.kept[2].to_pylist() + second.kept[2].to_pylist() == ["cat", None, "dog"]
+
+
+def test_a_kept_column_may_be_nullable_in_one_file_only(tmp_path: Path) -> None:
+    table(tmp_path / "a.parquet", 2, label=pa.array([None, "x"]))
+    strict = pa.schema([pa.field("image", pa.binary()), pa.field("label", pa.string(), nullable=False)])
+    pq.write_table(pa.table({"image": [b"1"], "label": ["y"]}, strict), tmp_path / "b.parquet")
+    assert all(field.nullable for field in plan_of(tmp_path, keep=["label"]).source.kept)
+
+
+# -------------------------------------------------------------------- refusals
+
+
+def refusal(source: Path | str, rows_per_file: int = 2, **options: object) -> str:
+    with pytest.raises(InputError) as caught:
+        plan_of(source, rows_per_file, **options)
+    return str(caught.value)
+
+
+def test_an_input_without_images_is_refused(tmp_path: Path) -> None:
+    assert "no images in" in refusal(tmp_path)
+    write(tmp_path, "a.txt", "b/.jpg")
+    assert ".jpeg" in refusal(tmp_path)
+    assert "no images in" in refusal(tmp_path / "a.txt")
+    assert "no images in" in refusal(tmp_path / "*.png")
+
+
+@pytest.mark.parametrize("uri", ["nowhere", "/nowhere/at/all", "file:///nowhere/at/all"])
+def test_an_input_that_does_not_exist_is_refused(uri: str) -> None:
+    assert "does not exist" in refusal(uri)
+
+
+def test_an_input_without_a_name_is_not_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert "has no name" in refusal("")
+
+
+def test_two_images_with_one_id_are_refused_with_their_number_and_an_example(tmp_path: Path) -> None:
+    write(tmp_path / "files", "%FF.jpg", b"\xff.jpg", "a.jpg")
+    assert "1 of the file names" in (message := refusal(tmp_path / "files"))
+    assert "'%FF.jpg'" in message
+    table(tmp_path / "t.parquet", 5, key=["a", "b", "b", "c", "c"], number=[1, 2, None, None, 3])
+    assert "2 of the column 'key'" in (message := refusal(tmp_path / "t.parquet", id_column="key"))
+    assert "'b'" in message
+    assert "2 empty ids" in refusal(tmp_path / "t.parquet", id_column="number")
+    for name in ("%FF.parquet", "\udcff.parquet"):
+        table(tmp_path / "tables" / name)
+    assert "'%FF.parquet'" in refusal(tmp_path / "tables")
+
+
+def test_ids_must_be_unique_across_files_too(tmp_path: Path) -> None:
+    table(tmp_path / "a.parquet", 2, key=["a", "b"])
+    table(tmp_path / "b.parquet", 2, key=["c", "a"])
+    assert "'a'" in refusal(tmp_path, id_column="key")
+
+
+def test_a_missing_column_is_refused_with_those_there(tmp_path: Path) -> None:
+    table(tmp_path / "t.parquet", label=list("abcde"))
+    for options in ({"image_column": "jpg"}, {"keep": ["jpg"]}, {"id_column": "jpg"}):
+        assert "has no column 'jpg'; it has image, label" in refusal(tmp_path, **options)
+
+
+def test_a_column_that_holds_no_bytes_is_refused(tmp_path: Path) -> None:
+    table(tmp_path / "t.parquet", label=list("abcde"), url=[{"path": "x"}] * 5)
+    assert "must hold image bytes" in (message := refusal(tmp_path, image_column="label"))
+    assert "string" in message
+    assert "must hold image bytes" in refusal(tmp_path, image_column="url")
+
+
+def test_parquet_options_are_refused_for_files(tmp_path: Path) -> None:
+    write(tmp_path, "a.jpg")
+    assert "--keep needs Parquet" in refusal(tmp_path, keep=["label"])
+    assert "--id-column needs Parquet" in refusal(tmp_path, id_column="label")
+
+
+def test_a_column_kept_twice_is_refused(tmp_path: Path) -> None:
+    table(tmp_path / "t.parquet", id=[1] * 5, input_id=[2] * 5)
+    assert "twice" in refusal(tmp_path, keep=["id", "id"])
+    assert "input_id, input_id" in refusal(tmp_path, keep=["id", "input_id"])
+
+
+def test_kept_columns_of_differing_types_are_refused(tmp_path: Path) -> None:
+    table(tmp_path / "a.parquet", label=[1] * 5)
+    table(tmp_path / "b.parquet", label=["x"] * 5)
+    assert "'b.parquet' has other types" in refusal(tmp_path, keep=["label"])
+
+
+def test_unreadable_parquet_is_refused(tmp_path: Path) -> None:
+    path = table(tmp_path / "cut.parquet")
+    path.write_bytes(path.read_bytes()[:-20])
+    assert "'cut.parquet' cannot be read as Parquet" in refusal(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    assert "not a regular file" in refusal(tmp_path)
+    path.unlink()
+    path.symlink_to("nowhere")
+    assert "cannot be read as Parquet" in refusal(tmp_path)
+
+
+def test_parquet_without_rows_is_refused_and_beside_others_harmless(tmp_path: Path) -> None:
+    table(tmp_path / "a.parquet", 0)
+    assert "have no rows" in refusal(tmp_path)
+    table(tmp_path / "b.parquet", 2)
+    assert set(pairs(plan_of(tmp_path))) == {"b.parquet#0", "b.parquet#1"}
+
+
+@pytest.mark.parametrize("rows", [0, -3])
+def test_a_shard_holds_at_least_one_image(tmp_path: Path, rows: int) -> None:
+    assert f"--rows-per-file must be at least 1, got {rows}" in refusal(tmp_path, rows)
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "a.jpg")
+
+    def denied(path: object) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert "cannot be listed: Permission denied" in refusal(tmp_path)

@@ -1,0 +1,339 @@
+"""Criteria: what parses, what each score means, and at which length an image stops."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from alit.base import BaseTokens
+from alit.config import AlitConfig, KLConfig, VQGANConfig
+from alit.errors import CriterionError
+from alit.selection import HELP, Candidate, Criterion, parse
+from alit.tokenizer import Alit
+
+TINY = AlitConfig(
+    base=VQGANConfig(channels=(4, 8), blocks=1, latent_dim=4, codebook_size=16, norm_groups=2),
+    image_size=8,
+    width=16,
+    depth=1,
+    heads=2,
+    latents_per_iteration=2,
+    iterations=4,
+    code_dim=4,
+    codebook_size=16,
+)
+KL = AlitConfig(
+    base=KLConfig(channels=(32, 32), blocks=1, latent_dim=4), image_size=8, width=16, depth=1, heads=2, iterations=4
+)
+NAMES = ("l1", "mse", "psnr", "ssim", "code", "latent")
+
+
+def candidate(count: int = 3) -> Candidate:
+    """Images of which nothing was computed yet."""
+    images = torch.zeros(count, 3, 8, 8)
+    base = BaseTokens(torch.zeros(count, 4, 4, 4), torch.zeros(count, 4, 4, 4), torch.zeros(count, 16, dtype=torch.long))
+
+    def never(*_: Tensor) -> Tensor:
+        raise AssertionError("nothing of this was asked for")
+
+    return Candidate(images, base, predict=never, to_latents=never, to_pixels=never)
+
+
+def sentence(spec: str, **options: bool) -> str:
+    with pytest.raises(CriterionError) as error:
+        parse(spec, **options)
+    return str(error.value)
+
+
+# ---------------------------------------------------------------- parsing
+
+
+@pytest.mark.parametrize(
+    ("spec", "threshold"),
+    [
+        ("l1:0.05", 0.05),
+        ("l1:0", 0),
+        ("l1:1", 1),
+        ("mse:1e-3", 0.001),
+        ("psnr:24.5", 24.5),
+        ("psnr:100", 100),
+        ("ssim:-1", -1),
+        ("ssim:.9", 0.9),
+        ("code:0.25", 0.25),
+        ("latent:1000", 1000),
+    ],
+)
+def test_a_name_and_a_threshold_parse(spec, threshold):
+    criterion = parse(spec)
+    assert (criterion.spec, criterion.threshold, criterion.length) == (spec, threshold, None)
+    assert criterion.higher_is_better == spec.startswith(("psnr", "ssim"))
+
+
+@pytest.mark.parametrize("length", [1, 64, 256])
+def test_a_fixed_length_parses(length):
+    criterion = parse(f"fixed:{length}")
+    assert (criterion.length, criterion.measure) == (length, None)
+    assert math.isnan(criterion.threshold)
+    assert criterion.score(candidate()) is None
+
+
+def test_space_around_is_forgiven_and_not_stored():
+    assert parse("  l1: 0.05 \n").spec == "l1:0.05"
+    assert parse("fixed:064").spec == "fixed:64"
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("", "has no ':'"),
+        ("l1", "has no ':'"),
+        ("l1 0.05", "has no ':'"),
+        (":0.05", "is not known"),
+        ("L1:0.05", "is not known"),
+        ("lpips:0.3", "is not known"),
+        ("l1:", "the threshold must be a number, got ''"),
+        ("l1:low", "the threshold must be a number, got 'low'"),
+        ("l1:0,05", "the threshold must be a number, got '0,05'"),
+        ("l1:0.05:1", "the threshold must be a number, got '0.05:1'"),
+        ("l1:0.05@1", "the threshold must be a number, got '0.05@1'"),
+        ("l1:-0.01", "the threshold must lie from 0 to 1, got -0.01"),
+        ("l1:13", "the threshold must lie from 0 to 1, got 13"),
+        ("mse:1.01", "the threshold must lie from 0 to 1, got 1.01"),
+        ("code:25", "the threshold must lie from 0 to 1, got 25"),
+        ("psnr:-1", "the threshold must lie from 0 to 100, got -1"),
+        ("ssim:1.5", "the threshold must lie from -1 to 1, got 1.5"),
+        ("latent:-1", "the threshold must lie from 0 to inf, got -1"),
+        ("latent:inf", "the threshold must lie from 0 to inf, got inf"),
+        ("l1:nan", "the threshold must lie from 0 to 1, got nan"),
+        ("fixed:", "fixed takes a token count such as fixed:64, got ''"),
+        ("fixed:0", "fixed takes a token count such as fixed:64, got '0'"),
+        ("fixed:-32", "fixed takes a token count such as fixed:64, got '-32'"),
+        ("fixed:32.0", "fixed takes a token count such as fixed:64, got '32.0'"),
+        ("fixed:all", "fixed takes a token count such as fixed:64, got 'all'"),
+        ("fixed:٣٢", "fixed takes a token count such as fixed:64, got '٣٢'"),
+        ("fixed:" + "9" * 5000, "fixed takes a token count such as fixed:64"),
+    ],
+)
+def test_what_does_not_parse_is_quoted(spec, expected):
+    said = sentence(spec)
+    assert repr(spec) in said
+    assert expected in said
+
+
+@pytest.mark.parametrize("spec", ["", "l1", "lpips:0.3", ":0.05"])
+def test_a_sentence_about_an_unknown_criterion_lists_what_there_is(spec):
+    assert HELP in sentence(spec)
+    assert all(f"{name}:" in HELP for name in ("fixed", *NAMES))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet="l1psnrfixed:@.-+eE0123456789 _\n", max_size=20) | st.text(max_size=20))
+def test_any_text_parses_or_raises_a_criterion_error_that_quotes_it(spec):
+    try:
+        criterion = parse(spec, functions=False)
+    except CriterionError as error:
+        assert repr(spec) in str(error)
+    else:
+        again = parse(criterion.spec, functions=False)
+        assert again.spec == criterion.spec
+        assert (again.length, again.measure) == (criterion.length, criterion.measure)
+        assert again.threshold == criterion.threshold or criterion.length is not None
+
+
+# ---------------------------------------------------------------- users' functions
+
+
+@pytest.fixture
+def user_module(tmp_path, monkeypatch):
+    """A user's module, alit_user_criteria."""
+    (tmp_path / "alit_user_criteria.py").write_text(
+        "import torch\n"
+        "number = 5\n"
+        "def brightness(candidate): return candidate.images.double().mean((1, 2, 3))\n"
+        "def count(candidate): return torch.arange(len(candidate.images))\n"
+        "def scalar(candidate): return torch.tensor(0.5)\n"
+        "def column(candidate): return torch.zeros(len(candidate.images), 1)\n"
+        "def too_few(candidate): return torch.zeros(len(candidate.images) - 1)\n"
+        "def a_list(candidate): return [0.0] * len(candidate.images)\n"
+        "def nothing(candidate): return None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("user_module")
+@pytest.mark.parametrize("function", ["brightness", "count"])
+def test_a_function_of_the_users_scores_in_fp32_and_is_an_error(function):
+    spec = f"alit_user_criteria:{function}@-1.5"
+    criterion = parse(f" {spec} ")
+    assert (criterion.spec, criterion.threshold, criterion.higher_is_better) == (spec, -1.5, False)
+    score = criterion.score(candidate())
+    assert score is not None
+    assert (score.dtype, score.shape) == (torch.float32, (3,))
+
+
+@pytest.mark.usefixtures("user_module")
+@pytest.mark.parametrize(
+    ("function", "got"),
+    [("scalar", "()"), ("column", "(3, 1)"), ("too_few", "(2,)"), ("a_list", "list"), ("nothing", "NoneType")],
+)
+def test_a_function_that_returns_something_else_is_refused(function, got):
+    spec = f"alit_user_criteria:{function}@1"
+    with pytest.raises(CriterionError) as error:
+        parse(spec).score(candidate())
+    assert f"criterion {spec!r} must return one number per image, a tensor of shape (3,), got {got}" in str(error.value)
+
+
+@pytest.mark.usefixtures("user_module")
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("alit_user_criteria:missing@1", "has no attribute 'missing'"),
+        ("alit_user_criteria:number@1", "alit_user_criteria:number is not a function"),
+        ("alit_user_criteria:brightness@", "the threshold must be a number, got ''"),
+        ("alit_user_criteria:brightness@inf", "the threshold must lie from -inf to inf, got inf"),
+        ("alit_user_criteria:brightness", "is not known"),
+        ("no_such_module_of_alit:f@1", "No module named 'no_such_module_of_alit'"),
+        (":f@1", "cannot be loaded"),
+        (".relative:f@1", "cannot be loaded"),
+    ],
+)
+def test_a_function_that_cannot_be_loaded_is_refused(spec, expected):
+    said = sentence(spec)
+    assert repr(spec) in said
+    assert expected in said
+
+
+def test_without_functions_nothing_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "alit_unwanted.py").write_text("raise AssertionError('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "is not known" in sentence("alit_unwanted:f@1", functions=False)
+
+
+# ---------------------------------------------------------------- what a model can follow
+
+
+@pytest.mark.parametrize("length", TINY.lengths)
+def test_every_length_of_the_model_is_accepted(length):
+    parse(f"fixed:{length}").check(TINY)
+
+
+@pytest.mark.parametrize("length", [1, 3, 9, 10])
+def test_a_length_that_the_model_does_not_have_is_refused_with_those_it_has(length):
+    with pytest.raises(CriterionError, match=f"'fixed:{length}': this model gives 2, 4, 6, 8 tokens, not {length}"):
+        parse(f"fixed:{length}").check(TINY)
+
+
+def test_codes_need_a_discrete_base():
+    parse("code:0.5").check(TINY)
+    with pytest.raises(CriterionError, match=r"'code:0.5' needs a discrete base; use latent:T"):
+        parse("code:0.5").check(KL)
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"code"}))
+def test_all_other_criteria_suit_a_continuous_base(name):
+    parse(f"{name}:0.5").check(KL)
+
+
+# ---------------------------------------------------------------- what satisfies
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_errors_satisfy_at_or_below_and_similarities_at_or_above(name):
+    threshold = np.float32(0.3)
+    below, above = np.nextafter(threshold, np.float32(-9)), np.nextafter(threshold, np.float32(9))
+    scores = torch.tensor([below, threshold, above])
+    expected = [False, True, True] if name in ("psnr", "ssim") else [True, True, False]
+    assert parse(f"{name}:0.3").satisfied(scores).tolist() == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nan_never_satisfies(name):
+    assert not parse(f"{name}:0.3").satisfied(torch.full((2,), torch.nan)).any()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(0, 1), st.sampled_from(NAMES))
+def test_thresholds_are_compared_in_fp32_as_scores_are_stored(threshold, name):
+    """A score that equals the threshold once stored satisfies it, wherever fp64 would place it."""
+    assert parse(f"{name}:{threshold!r}").satisfied(torch.tensor([threshold], dtype=torch.float32)).all()
+
+
+# ---------------------------------------------------------------- where an image stops
+
+FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True) | st.sampled_from([0.0, 0.5, 1.0])
+MODEL: list[Alit] = []
+
+
+def tiny_model() -> Alit:
+    if not MODEL:
+        torch.manual_seed(0)
+        MODEL.append(Alit(TINY).eval())
+    return MODEL[0]
+
+
+def from_table(table: list[list[float]], threshold: float, higher_is_better: bool) -> Criterion:
+    """A criterion whose scores are given: image i, told by its brightness i / 255, scores table[i][k] at length k."""
+    calls = iter(range(TINY.iterations))
+
+    def measure(given: Candidate) -> Tensor:
+        k = next(calls)
+        return torch.tensor([table[round(255 * image.max().item())][k] for image in given.images])
+
+    return Criterion(spec="table", threshold=threshold, measure=measure, higher_is_better=higher_is_better)
+
+
+def numbered(count: int) -> Tensor:
+    return torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8).contiguous()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(FLOATS, min_size=4, max_size=4), min_size=1, max_size=6),
+    st.floats(width=32, allow_nan=False, allow_infinity=False) | st.sampled_from([0.0, 0.5]),
+    st.booleans(),
+)
+def test_each_image_stops_at_the_first_length_that_satisfies_else_at_the_longest(table, threshold, higher):
+    encoded = tiny_model().encode(numbered(len(table)), from_table(table, threshold, higher))
+    for i, scores in enumerate(table):
+        good = [(score >= threshold if higher else score <= threshold) for score in scores]  # False for NaN
+        chosen = good.index(True) if True in good else 3
+        assert encoded.num_tokens[i] == TINY.lengths[chosen]
+        assert encoded.satisfied[i] == any(good)
+        assert encoded.tried[i] == chosen + 1
+        expected = np.array(scores[: chosen + 1] + [math.nan] * (3 - chosen), np.float32)
+        np.testing.assert_array_equal(encoded.trace[i].numpy(), expected)
+        np.testing.assert_array_equal(encoded.score[i].numpy(), expected[chosen])
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.lists(st.floats(0, 1, width=32), min_size=4, max_size=4), min_size=1, max_size=6),
+    st.floats(0, 1, width=32),
+    st.floats(0, 1, width=32),
+)
+def test_a_stricter_threshold_never_shortens_an_image(table, one, other):
+    lengths = [
+        tiny_model().encode(numbered(len(table)), from_table(table, t, False)).num_tokens for t in sorted((one, other))
+    ]
+    assert (lengths[0] >= lengths[1]).all()
+
+
+@pytest.mark.parametrize("length", TINY.lengths)
+def test_a_fixed_length_is_always_satisfied_and_has_no_score(length):
+    encoded = tiny_model().encode(numbered(3), f"fixed:{length}")
+    assert encoded.num_tokens.tolist() == [length] * 3
+    assert encoded.satisfied.all()
+    assert encoded.score.isnan().all()
+    assert encoded.trace.isnan().all()
+    assert not encoded.tried.any()
+
+
+def test_the_configs_criterion_is_the_default():
+    model, images = tiny_model(), numbered(3)
+    default, named = model.encode(images), model.encode(images, TINY.criterion)
+    assert torch.equal(default.tokens, named.tokens)
+    torch.testing.assert_close(default.trace, named.trace, rtol=0, atol=0, equal_nan=True)

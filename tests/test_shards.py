@@ -1,0 +1,357 @@
+"""Promises of one shard: bytes to two Parquet files, the same ones every time and on either way. No Ray."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from alit.config import AlitConfig, VQGANConfig
+from alit.errors import AlitError, CriterionError
+from alit.images import Limits, decode_image
+from alit.tokenizer import Alit
+from alit.tokens import DATA, REJECTS, reject_schema, token_schema
+from alit.weights import Weights, load_weights, save_weights
+from jobs import shards
+from jobs.inputs import Plan, Rows, make_plan
+from jobs.shards import Decoded, Job, Progress, ShardFiles, decode_rows, decoded_batches, file_name, metadata_of
+from jobs.storage import Place, StorageError, place
+
+
+def small(**changes: object) -> AlitConfig:
+    """32 px, 4 to 12 tokens."""
+    base = VQGANConfig(channels=(8, 8, 8), blocks=1, latent_dim=8, codebook_size=16, norm_groups=4)
+    fields = {"width": 16, "depth": 1, "heads": 2, "latents_per_iteration": 4, "iterations": 3, "codebook_size": 32}
+    return AlitConfig(base=base, image_size=32, **fields | changes)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    folder = tmp_path_factory.mktemp("weights") / "small"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_weights(folder, Alit(small()), provenance={})
+    return load_weights(folder)
+
+
+def picture(seed: int, format: str = "png") -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (20 + seed, 30, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eleven rows, two of them bad, with a label."""
+    data = [picture(seed) for seed in range(11)]
+    data[2], data[7] = b"text", None
+    path = tmp_path_factory.mktemp("input") / "t.parquet"
+    labels = pa.array([[f"label {row}", None] for row in range(11)])
+    pq.write_table(pa.table({"image": pa.array(data, pa.binary()), "label": labels}), path)
+    return path
+
+
+def plan_of(source: Path, rows_per_file: int = 5, keep: tuple[str, ...] = ("label",)) -> Plan:
+    return make_plan(str(source), rows_per_file=rows_per_file, keep=keep)
+
+
+def middle(weights: Weights) -> str:
+    """A criterion under which this table's images get various lengths."""
+    images = torch.stack([torch.from_numpy(decode_image(picture(seed), 32).pixels) for seed in range(11)])
+    trace = weights.model.encode(images.permute(0, 3, 1, 2), "l1:0").trace
+    return f"l1:{trace[:, 0].median().item():.6f}"
+
+
+def job_of(plan: Plan, output: Path, weights: Weights, **changes: object) -> Job:
+    job = Job(
+        source=plan.source,
+        output=place(str(output)),
+        metadata=metadata_of(weights, middle(weights)),
+        weights=str(weights.folder),
+        batch_size=2,
+    )
+    return replace(job, **changes)
+
+
+def run(
+    job: Job, weights: Weights, plan: Plan, *, packed: bool = False, numbers: tuple[int, ...] | None = None
+) -> list:
+    """Tokenizes shards as the actor does, in this process."""
+    progress: list[Progress] = []
+    for shard in plan.shards:
+        if numbers is None or shard.number in numbers:
+            batches: Iterator[Decoded] = decoded_batches(job, shard)
+            if packed:
+                batches = shards._unpack(pa.py_buffer(shards._pack(batches)))
+            progress += shards.tokenize_shard(job, weights.model, shard, batches)
+    return progress
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# -------------------------------------------------------------------- decoding
+
+
+def test_decoding_separates_good_from_bad() -> None:
+    data = [picture(0), b"", None, picture(1, "jpeg"), b"not an image", picture(2)[:100]]
+    errors = [None, None, "the disk is on fire", None, None, None]
+    decoded = decode_rows(Rows(ids=list("abcdef"), data=data, errors=errors, kept=[]), 32, Limits())
+    assert decoded.ids == list("abcdef")
+    assert decoded.good.tolist() == [True, False, False, True, False, False]
+    assert decoded.pixels.shape == (2, 32, 32, 3)
+    assert decoded.pixels.dtype == np.uint8
+    assert decoded.sizes.tolist() == [[30, 20], [30, 21]]
+    assert [reason for reason, _ in decoded.rejects] == ["empty", "unreadable", "not_an_image", "truncated"]
+    assert decoded.rejects[1][1] == "the disk is on fire"
+    assert (decoded.pixels[1] == decode_image(picture(1, "jpeg"), 32).pixels).all()
+
+
+def test_decoding_nothing_good_gives_no_pixels() -> None:
+    decoded = decode_rows(Rows(ids=["a"], data=[b""], errors=[None], kept=[]), 32, Limits())
+    assert decoded.pixels.shape == (0, 32, 32, 3)
+    assert decoded.sizes.shape == (0, 2)
+
+
+def test_decoding_keeps_to_the_limits() -> None:
+    rows = Rows(ids=["a", "b"], data=[picture(0), picture(0)[:50]], errors=[None, None], kept=[])
+    assert [reason for reason, _ in decode_rows(rows, 32, Limits(max_bytes=49)).rejects] == ["too_many_bytes"] * 2
+    assert decode_rows(rows, 32, Limits(max_pixels=599)).rejects[0][0] == "too_many_pixels"
+    assert not decode_rows(rows, 32, Limits(max_pixels=600)).rejects[0][0] == "too_many_pixels"
+
+
+# -------------------------------------------------------------------- files
+
+
+def test_a_shard_becomes_one_token_file_and_one_reject_file(tmp_path: Path, table: Path, weights: Weights) -> None:
+    plan = plan_of(table)
+    job = job_of(plan, tmp_path, weights)
+    progress = run(job, weights, plan)
+    names = [f"{folder}/{file_name(number)}" for folder in (REJECTS, DATA) for number in range(3)]
+    assert sorted(contents(tmp_path)) == sorted(names)
+    tokens, rejects = (
+        [pq.read_table(tmp_path / folder / file_name(n)) for n in range(3)] for folder in (DATA, REJECTS)
+    )
+    for file in tokens:
+        assert file.schema.equals(token_schema(job.metadata, plan.source.kept), check_metadata=True)
+    for file in rejects:
+        assert file.schema.equals(reject_schema(job.metadata, plan.source.kept), check_metadata=True)
+    assert [len(file) for file in tokens] == [4, 4, 1]
+    assert pa.concat_tables(tokens)["id"].to_pylist() == [f"t.parquet#{row}" for row in range(11) if row not in (2, 7)]
+    assert pa.concat_tables(rejects).to_pylist() == [
+        {
+            "id": "t.parquet#2",
+            "reason": "not_an_image",
+            "message": "the file starts with b'text'; expected a JPEG, PNG, WebP, GIF, BMP or TIFF file",
+            "label": ["label 2", None],
+        },
+        {
+            "id": "t.parquet#7",
+            "reason": "unreadable",
+            "message": "the column 'image' is null here",
+            "label": ["label 7", None],
+        },
+    ]
+    for row in pa.concat_tables(tokens).to_pylist():
+        number = row["id"].split("#")[1]
+        assert row["label"] == [f"label {number}", None]
+        assert (row["width"], row["height"]) == (30, 20 + int(number))
+        assert len(row["tokens"]) == row["num_tokens"]
+        assert row["trace"][-1] == row["score"]
+        assert len(row["trace"]) * 4 == row["num_tokens"]
+    lengths = pa.concat_tables(tokens)["num_tokens"].to_pylist()
+    assert len(set(lengths)) > 1, "the criterion of this test should spread the lengths"
+    done = [p for p in progress if p.done]
+    assert [(p.shard, p.images, p.rejects) for p in done] == [(0, 4, 1), (1, 4, 1), (2, 1, 0)]
+    assert np.sum([p.lengths for p in done], 0).tolist() == [lengths.count(n) for n in (4, 8, 12)]
+
+
+def test_progress_tells_every_batch_and_then_the_whole_shard(tmp_path: Path, table: Path, weights: Weights) -> None:
+    plan = plan_of(table)
+    progress = run(job_of(plan, tmp_path, weights), weights, plan, numbers=(0,))
+    assert [(p.images, p.rejects, p.done) for p in progress] == [
+        *((2, 0, False), (3, 1, False), (4, 1, False), (4, 1, True))
+    ]
+
+
+def test_two_runs_write_the_same_bytes(tmp_path: Path, table: Path, weights: Weights) -> None:
+    plan = plan_of(table)
+    for name in ("one", "two"):
+        run(job_of(plan, tmp_path / name, weights), weights, plan)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_decoding_in_a_stage_of_its_own_writes_the_same_bytes(tmp_path: Path, table: Path, weights: Weights) -> None:
+    plan = plan_of(table)
+    run(job_of(plan, tmp_path / "fused", weights), weights, plan)
+    run(job_of(plan, tmp_path / "packed", weights), weights, plan, packed=True)
+    assert contents(tmp_path / "fused") == contents(tmp_path / "packed")
+
+
+def test_the_ray_stages_write_the_same_bytes(tmp_path: Path, table: Path, weights: Weights) -> None:
+    plan = plan_of(table)
+    run(job_of(plan, tmp_path / "plain", weights), weights, plan)
+    fused, staged = job_of(plan, tmp_path / "fused", weights), job_of(plan, tmp_path / "staged", weights)
+    threads = torch.get_num_threads()
+    for shard in plan.shards:
+        row = pa.Table.from_pylist([asdict(shard)], shards.SHARD_SCHEMA)
+        assert [t["done"].to_pylist() for t in shards.Tokenizer(fused)(row)][-1] == [True]
+        list(shards.Tokenizer(staged)(shards.DecodeStage(staged)(row)))
+    torch.set_num_threads(threads)
+    assert contents(tmp_path / "plain") == contents(tmp_path / "fused") == contents(tmp_path / "staged")
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_packing_decoded_batches_loses_nothing(table: Path, weights: Weights, dictionary: bool) -> None:
+    plan = plan_of(table, 11)
+    job = job_of(plan, Path("/nowhere"), weights)
+    before = list(decoded_batches(job, plan.shards[0]))
+    if dictionary:
+        names = pa.array([str(row % 3) for row in range(11)]).dictionary_encode()
+        before = [b._replace(kept=[names.slice(2 * i, 2)]) for i, b in enumerate(before)]
+    after = list(shards._unpack(pa.py_buffer(shards._pack(iter(before)))))
+    assert [len(b.ids) for b in after] == [2, 2, 2, 2, 2, 1]
+    for a, b in zip(after, before, strict=True):
+        assert a.ids == b.ids
+        assert (a.good == b.good).all()
+        assert (a.pixels == b.pixels).all()
+        assert (a.sizes == b.sizes).all()
+        assert a.rejects == b.rejects
+        assert [k.to_pylist() for k in a.kept] == [k.to_pylist() for k in b.kept]
+
+
+def test_a_shards_files_do_not_depend_on_other_shards(tmp_path: Path, table: Path, weights: Weights) -> None:
+    plan = plan_of(table)
+    run(job_of(plan, tmp_path / "all", weights), weights, plan)
+    run(job_of(plan, tmp_path / "one", weights), weights, plan, numbers=(1,))
+    found = contents(tmp_path / "one")
+    assert len(found) == 2
+    assert found.items() <= contents(tmp_path / "all").items()
+
+
+def test_a_shard_without_a_good_image_still_has_both_files(tmp_path: Path, weights: Weights) -> None:
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        (tmp_path / "in" / f"{name}.jpg").write_bytes(b"")
+    plan = plan_of(tmp_path / "in", keep=())
+    run(job_of(plan, tmp_path / "out", weights), weights, plan, packed=True)
+    assert pq.read_table(tmp_path / "out" / DATA / file_name(0)).num_rows == 0
+    assert pq.read_table(tmp_path / "out" / REJECTS / file_name(0))["reason"].to_pylist() == ["empty"] * 2
+
+
+def test_an_image_gets_the_tokens_that_the_model_gives_it_alone(tmp_path: Path, table: Path, weights: Weights) -> None:
+    plan = plan_of(table)
+    job = job_of(plan, tmp_path, weights, batch_size=4)
+    run(job, weights, plan)
+    for row in pq.read_table(tmp_path / DATA).to_pylist():
+        image = decode_image(picture(int(row["id"].split("#")[1])), 32).pixels
+        alone = weights.model.encode(torch.from_numpy(image).permute(2, 0, 1)[None], job.metadata.criterion)
+        assert row["tokens"] == alone.tokens.tolist()
+        assert row["score"] == pytest.approx(alone.score.item(), abs=1e-5)
+
+
+def test_a_fixed_length_has_no_score_and_no_trace(tmp_path: Path, table: Path, weights: Weights) -> None:
+    plan = plan_of(table)
+    job = job_of(plan, tmp_path, weights, metadata=metadata_of(weights, "fixed:8"))
+    run(job, weights, plan)
+    found = pq.read_table(tmp_path / DATA)
+    assert set(found["num_tokens"].to_pylist()) == {8}
+    assert found["score"].null_count == len(found)
+    assert found["trace"].to_pylist() == [[]] * len(found)
+    assert all(found["satisfied"].to_pylist())
+
+
+# -------------------------------------------------------------------- writing
+
+
+def test_a_place_is_written_whole_and_over_what_was_there(tmp_path: Path) -> None:
+    target = place(str(tmp_path)) / "a" / "b.bin"
+    assert not target.exists()
+    target.write(b"first, and longer")
+    target.write(b"second")
+    assert target.read() == b"second"
+    assert contents(tmp_path) == {"a/b.bin": b"second"}
+
+
+def test_a_crash_before_the_rename_leaves_nothing(
+    tmp_path: Path, table: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(self: Path, target: Path) -> None:
+        assert self.read_bytes().startswith(b"PAR1"), "the temporary file is whole by now"
+        raise KeyboardInterrupt
+
+    plan = plan_of(table)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", crash)
+        with pytest.raises(KeyboardInterrupt):
+            run(job_of(plan, tmp_path, weights), weights, plan)
+    assert contents(tmp_path) == {}
+
+
+def test_tokens_are_written_after_rejects(
+    tmp_path: Path, table: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, written = plan_of(table), []
+    monkeypatch.setattr(Place, "write", lambda self, data: written.append(Path(self.path).parent.name))
+    ShardFiles(job_of(plan, tmp_path, weights)).write(0)
+    assert written == [REJECTS, DATA]
+
+
+def test_what_a_killed_writer_left_is_not_listed_and_can_be_removed(tmp_path: Path) -> None:
+    orphan = tmp_path / f".00000000.parquet.{'0a' * 16}.tmp"
+    for path in (orphan, tmp_path / "00000001.parquet", tmp_path / ".mine.tmp"):
+        path.write_bytes(b"")
+    assert place(str(tmp_path)).names() == [".mine.tmp", "00000001.parquet"]
+    place(str(tmp_path)).remove_unfinished()
+    assert sorted(contents(tmp_path)) == [".mine.tmp", "00000001.parquet"]
+    place(str(tmp_path / "nowhere")).remove_unfinished()
+
+
+def test_a_place_that_cannot_be_used_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="file/a' cannot be written: "):
+        (place(str(tmp_path / "file")) / "a").write(b"")
+    with pytest.raises(StorageError, match="cannot be listed as a folder"):
+        place(str(tmp_path / "file")).names()
+    assert place(str(tmp_path / "nowhere")).names() == []
+
+
+@pytest.mark.parametrize("uri", ["", "nonsense://a/b", "s3://"])
+def test_a_place_of_no_known_kind_is_refused(uri: str) -> None:
+    with pytest.raises(StorageError):
+        place(uri)
+
+
+def test_a_place_on_another_filesystem_is_written_through_it(tmp_path: Path) -> None:
+    elsewhere = Place(pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem()), "a.bin")
+    assert not elsewhere.local
+    elsewhere.write(b"bytes")
+    assert contents(tmp_path) == {"a.bin": b"bytes"}
+
+
+# -------------------------------------------------------------------- refusals
+
+
+def test_continuous_latents_are_refused(tmp_path: Path) -> None:
+    save_weights(tmp_path / "w", Alit(small(codebook_size=None)), provenance={})
+    with pytest.raises(AlitError, match="continuous latents"):
+        metadata_of(load_weights(tmp_path / "w"), "l1:0.1")
+
+
+def test_a_length_that_the_model_does_not_have_is_refused(weights: Weights) -> None:
+    with pytest.raises(CriterionError, match="4, 8, 12 tokens, not 5"):
+        metadata_of(weights, "fixed:5")
+
+
+def test_a_batch_holds_at_least_one_image(tmp_path: Path, table: Path, weights: Weights) -> None:
+    with pytest.raises(AlitError, match="--batch-size must be at least 1, got 0"):
+        job_of(plan_of(table), tmp_path, weights, batch_size=0)

@@ -1,0 +1,570 @@
+"""What Alit promises: the same answer as a naive reference, for each image as if alone, with no more work than needed.
+
+Shapes: B batch, N latents, C code width, G base tokens, D base latent width, h w base grid.
+"""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from alit.config import AlitConfig, VQGANConfig
+from alit.errors import CriterionError
+from alit.selection import Candidate, Criterion, parse
+from alit.tokenizer import Alit, Encoded
+
+TINY = AlitConfig(
+    base=VQGANConfig(channels=(8, 16), blocks=1, latent_dim=8, codebook_size=32, norm_groups=4),
+    image_size=16,
+    width=32,
+    depth=2,
+    heads=2,
+    latents_per_iteration=4,
+    iterations=4,
+    code_dim=6,
+    codebook_size=64,
+)
+CONTINUOUS = dataclasses.replace(TINY, codebook_size=None)
+DETERMINISTIC = dataclasses.replace(TINY, halting="deterministic", halting_threshold=0.04)
+SAMPLED = dataclasses.replace(TINY, halting="sampled", halting_threshold=0.0)
+CONFIGS = {"quantized": TINY, "continuous": CONTINUOUS, "deterministic": DETERMINISTIC, "sampled": SAMPLED}
+
+# each with a threshold that no image meets
+STRICTEST = {"l1": "l1:0", "mse": "mse:0", "psnr": "psnr:100", "ssim": "ssim:1", "code": "code:0", "latent": "latent:0"}
+PIXELS = ("l1", "mse", "psnr", "ssim")
+NEAR_TIE = 1e-5
+"""Scores nearer to the threshold than this may fall to either side of it."""
+
+
+@cache
+def images_u8() -> Tensor:
+    """Seven smooth images."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(7, 3, 4, 4, generator=generator)
+    smooth = nn.functional.interpolate(coarse, size=16, mode="bicubic").clamp(0, 1)
+    return (255 * smooth).round().to(torch.uint8)
+
+
+def images() -> Tensor:
+    return images_u8() / 255
+
+
+@torch.no_grad()
+def lively(config: AlitConfig) -> Alit:
+    """Random weights, larger than usual, so that images and lengths differ in their scores."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        model = Alit(config).eval()
+        for part in [*model.encoder.modules(), *model.decoder.modules()]:
+            if isinstance(part, nn.Linear):
+                part.weight.mul_(8)
+        model.decoder.head[2].weight.mul_(20)
+        model.decoder.code_positions.mul_(40)
+        model.encoder.iteration_embedding.mul_(6)
+        model.base.decoder.conv_out.bias.fill_(0.5)
+        latents = model.base.encode(images()).latents_BDhw.permute(0, 2, 3, 1).flatten(0, 2)
+        model.base.codebook.weight.copy_(latents[torch.randperm(len(latents))[:32]])
+    return model
+
+
+@cache
+def model_of(name: str) -> Alit:
+    return lively(CONFIGS[name])
+
+
+@cache
+def thresholds(model_name: str, name: str) -> str:
+    """A criterion in the middle of the scores, so that some images are satisfied early, some late and some never."""
+    trace = model_of(model_name).encode(images(), STRICTEST[name]).trace.flatten()
+    middle = trace.quantile(0.65 if name in ("psnr", "ssim") else 0.35).item()
+    return f"{name}:{middle:.7f}"
+
+
+def same(one: Encoded, other: Encoded, atol: float = 0) -> None:
+    for field in ("num_tokens", "satisfied", "tried"):
+        assert torch.equal(getattr(one, field), getattr(other, field)), field
+    for field in ("score", "trace", "tokens"):
+        ours, theirs = getattr(one, field), getattr(other, field)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=atol, equal_nan=True)
+
+
+# ---------------------------------------------------------------- the naive reference
+
+
+def ssim_by_hand(x: np.ndarray, y: np.ndarray) -> float:
+    """Wang et al. 2004, window by window."""
+    line = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    window = np.outer(line, line) / line.sum() ** 2
+    values = []
+    for c in range(3):
+        for top in range(x.shape[1] - 10):
+            for left in range(x.shape[2] - 10):
+                a, b = (z[c, top : top + 11, left : left + 11] for z in (x, y))
+                mean_a, mean_b = (window * a).sum(), (window * b).sum()
+                var_a, var_b = (window * (a - mean_a) ** 2).sum(), (window * (b - mean_b) ** 2).sum()
+                covariance = (window * (a - mean_a) * (b - mean_b)).sum()
+                luminance = (2 * mean_a * mean_b + 1e-4) / (mean_a**2 + mean_b**2 + 1e-4)
+                values.append(luminance * (2 * covariance + 9e-4) / (var_a + var_b + 9e-4))
+    return float(np.mean(values))
+
+
+@torch.no_grad()
+def score_by_hand(model: Alit, name: str, image: Tensor, tokens: Tensor) -> float:
+    """The score of one image [3, H, W] at the length of its tokens [N], alone."""
+    codes_BNC = model.to_codes(tokens[None])
+    if name in PIXELS:
+        x, y = image.double().numpy(), model.reconstruct(codes_BNC)[0].double().numpy()
+        mse = ((x - y) ** 2).mean()
+        if name == "ssim":
+            return ssim_by_hand(x, y)
+        return {"l1": np.abs(x - y).mean(), "mse": mse, "psnr": 10 * math.log10(1 / mse)}[name]
+    base, predictions_BGO = model.base.encode(image[None]), model.decoder(codes_BNC)
+    if name == "code":
+        return (predictions_BGO.argmax(-1) != base.ids_BG).double().mean().item()
+    mean_GD = predictions_BGO[0].double().softmax(-1) @ model.base.codebook.weight.double()
+    target_GD = model.base.codebook.weight[base.ids_BG[0]].double()
+    return ((mean_GD - target_GD) ** 2).mean().sqrt().item()
+
+
+@cache
+def reference(model_name: str, name: str) -> np.ndarray:
+    """Scores [B, K] of every image at every length, one by one."""
+    model = model_of(model_name)
+    scores = [
+        [score_by_hand(model, name, image, ids[0]) for ids in model.encode_all(image[None])] for image in images()
+    ]
+    return np.array(scores)
+
+
+@pytest.mark.parametrize("name", STRICTEST)
+@pytest.mark.parametrize("model_name", CONFIGS)
+def test_encode_agrees_with_scoring_every_length_by_hand(model_name, name):
+    model, spec = model_of(model_name), thresholds(model_name, name)
+    scores, threshold = reference(model_name, name), float(spec.split(":")[1])
+    good = scores >= threshold if name in ("psnr", "ssim") else scores <= threshold
+    encoded, every = model.encode(images(), spec), model.encode_all(images())
+    tolerance = 1e-4 if name == "psnr" else 1e-5
+    compared = 0
+    for i, row in enumerate(encoded.split()):
+        if np.abs(scores[i] - threshold).min() < NEAR_TIE:
+            continue
+        compared += 1
+        k = int(good[i].argmax()) if good[i].any() else 3
+        assert encoded.num_tokens[i] == TINY.lengths[k]
+        assert encoded.satisfied[i] == good[i].any()
+        assert encoded.tried[i] == k + 1
+        torch.testing.assert_close(row, every[k][i], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(encoded.trace[i, : k + 1].numpy(), scores[i, : k + 1], atol=tolerance)
+        assert encoded.trace[i, k + 1 :].isnan().all()
+        assert encoded.score[i] == encoded.trace[i, k]
+    assert compared >= 5
+
+
+@pytest.mark.parametrize("model_name", CONFIGS)
+def test_these_tests_see_every_length_and_both_ends(model_name):
+    """A promise about the tests of this file: their images are satisfied early, late and never."""
+    found = [model_of(model_name).encode(images(), thresholds(model_name, name)) for name in STRICTEST]
+    assert {int(n) for encoded in found for n in encoded.num_tokens} == {*TINY.lengths}
+    assert {bool(s) for encoded in found for s in encoded.satisfied} == {True, False}
+    assert any(len(set(encoded.num_tokens.tolist())) >= 3 for encoded in found)
+
+
+@pytest.mark.parametrize("model_name", CONFIGS)
+@pytest.mark.parametrize("length", TINY.lengths)
+def test_a_fixed_length_gives_the_tokens_of_that_length(model_name, length):
+    model = model_of(model_name)
+    encoded = model.encode(images(), f"fixed:{length}")
+    expected = model.encode_all(images())[TINY.lengths.index(length)]
+    torch.testing.assert_close(torch.stack(encoded.split()), expected, rtol=0, atol=1e-5)
+
+
+def test_encode_all_gives_every_length_shortest_first():
+    every = model_of("quantized").encode_all(images())
+    assert [tuple(ids.shape) for ids in every] == [(7, n) for n in TINY.lengths]
+    assert all(ids.dtype == torch.int64 and ids.min() >= 0 and ids.max() < 64 for ids in every)
+
+
+def test_a_shorter_code_is_no_prefix_of_a_longer_one():
+    every = model_of("quantized").encode_all(images())
+    assert not torch.equal(every[0], every[3][:, :4])
+
+
+def test_a_criterion_may_be_text_or_parsed_or_the_configs_own():
+    model = lively(dataclasses.replace(TINY, criterion=thresholds("quantized", "l1")))
+    text = model.encode(images(), model.config.criterion)
+    same(text, model.encode(images(), parse(model.config.criterion)))
+    same(text, model.encode(images()))
+
+
+# ---------------------------------------------------------------- each image as if alone
+
+
+def rows_of(encoded: Encoded, order: list[int]) -> list[tuple]:
+    """Per image, under its own number: length, satisfied, tokens, trace."""
+    tokens = encoded.split()
+    found = [
+        (image, int(encoded.num_tokens[i]), bool(encoded.satisfied[i]), tokens[i], encoded.trace[i])
+        for i, image in enumerate(order)
+    ]
+    return sorted(found, key=lambda row: row[0])
+
+
+@pytest.mark.parametrize("name", STRICTEST)
+@pytest.mark.parametrize("model_name", CONFIGS)
+def test_an_image_gets_the_same_tokens_in_every_batch(model_name, name):
+    model, spec = model_of(model_name), thresholds(model_name, name)
+    threshold = float(spec.split(":")[1])
+    alone = [rows_of(model.encode(images()[i : i + 1], spec), [i])[0] for i in range(7)]
+    for order in ([0, 1, 2], [5, 3, 4], [*range(7)], [6, 2, 0, 5, 1, 4, 3], [1, 1, 4]):
+        for row in rows_of(model.encode(images()[order], spec), order):
+            image, length, satisfied, tokens, trace = alone[row[0]]
+            if ((trace - threshold).abs() < NEAR_TIE).any():
+                continue
+            assert row[:3] == (image, length, satisfied)
+            torch.testing.assert_close(row[3], tokens, rtol=0, atol=1e-5)
+            torch.testing.assert_close(row[4], trace, rtol=0, atol=1e-4, equal_nan=True)
+
+
+def test_near_ties_are_rare_enough_for_these_tests_to_mean_something():
+    ties = 0
+    for model_name in CONFIGS:
+        for name in STRICTEST:
+            spec = thresholds(model_name, name)
+            trace = model_of(model_name).encode(images(), spec).trace
+            ties += int(((trace - float(spec.split(":")[1])).abs() < NEAR_TIE).any(1).sum())
+    assert ties <= 0.1 * 7 * len(CONFIGS) * len(STRICTEST)
+
+
+@pytest.mark.parametrize("model_name", ["deterministic", "sampled"])
+def test_halting_changes_the_codes_and_is_the_same_for_every_model_of_the_config(model_name):
+    halting, off = model_of(model_name).encode_all(images()), model_of("quantized").encode_all(images())
+    assert torch.equal(halting[0], off[0])
+    assert not torch.equal(halting[3], off[3])
+    for ids, again in zip(halting, lively(CONFIGS[model_name]).encode_all(images()), strict=True):
+        assert torch.equal(ids, again)
+
+
+def test_sampled_halting_follows_its_seed():
+    other = lively(dataclasses.replace(SAMPLED, halting_seed=1)).encode_all(images())
+    assert not torch.equal(other[3], model_of("sampled").encode_all(images())[3])
+
+
+def test_a_batch_of_no_images_gives_no_tokens():
+    model = model_of("quantized")
+    for spec in (*STRICTEST.values(), "fixed:8"):
+        encoded = model.encode(images()[:0], spec)
+        assert len(encoded) == len(encoded.tokens) == len(encoded.trace) == 0
+        assert encoded.split() in ((), (torch.zeros(0, dtype=torch.int64),))
+    assert [len(ids) for ids in model.encode_all(images()[:0])] == [0] * 4
+    assert model.decode([]).shape == (0, 3, 16, 16)
+
+
+# ---------------------------------------------------------------- no more work than needed
+
+
+@dataclasses.dataclass
+class Work:
+    """Rows that each part was called with, one entry per call."""
+
+    encoder: list[int]
+    latent_decoder: list[int]
+    pixel_decoder: list[int]
+
+
+@pytest.fixture
+def work(monkeypatch) -> Callable[[Alit], Work]:
+    def watch(model: Alit) -> Work:
+        found = Work([], [], [])
+
+        def counted(function: Callable[[Tensor], Tensor], calls: list[int]) -> Callable[[Tensor], Tensor]:
+            return lambda x: (calls.append(len(x)), function(x))[1]
+
+        monkeypatch.setattr(model.encoder, "iterate", counted(model.encoder.iterate, found.encoder))
+        monkeypatch.setattr(model.decoder, "forward", counted(model.decoder.forward, found.latent_decoder))
+        monkeypatch.setattr(model.base, "decode", counted(model.base.decode, found.pixel_decoder))
+        return found
+
+    return watch
+
+
+def still_active(encoded: Encoded) -> list[int]:
+    """How many images each iteration had to run on: those that need at least its length."""
+    return [count for n in TINY.lengths if (count := int((encoded.num_tokens >= n).sum()))]
+
+
+@pytest.mark.parametrize("model_name", ["quantized", "continuous"])
+@pytest.mark.parametrize("length", TINY.lengths)
+def test_a_fixed_length_runs_no_decoder_and_stops_there(work, model_name, length):
+    model = model_of(model_name)
+    found = work(model)
+    model.encode(images(), f"fixed:{length}")
+    assert found == Work([7] * (length // 4), [], [])
+
+
+@pytest.mark.parametrize("model_name", CONFIGS)
+@pytest.mark.parametrize("name", ["code", "latent"])
+def test_criteria_without_pixels_never_run_the_pixel_decoder(work, model_name, name):
+    model, spec = model_of(model_name), thresholds(model_name, name)
+    found = work(model)
+    active = still_active(model.encode(images(), spec))
+    assert found == Work(active, active, [])
+
+
+@pytest.mark.parametrize("model_name", CONFIGS)
+@pytest.mark.parametrize("name", PIXELS)
+def test_pixel_criteria_run_both_decoders_once_on_active_images_only(work, model_name, name):
+    model, spec = model_of(model_name), thresholds(model_name, name)
+    found = work(model)
+    active = still_active(model.encode(images(), spec))
+    assert found == Work(active, active, active)
+
+
+def test_images_that_are_satisfied_at_once_cost_one_iteration(work):
+    model = model_of("quantized")
+    found = work(model)
+    model.encode(images(), "l1:1")
+    assert found == Work([7], [7], [7])
+
+
+@pytest.mark.parametrize("model_name", ["deterministic", "sampled"])
+def test_halting_runs_the_latent_decoder_between_iterations_only(work, model_name):
+    model = model_of(model_name)
+    found = work(model)
+    model.encode(images(), "fixed:16")
+    assert found.encoder == [7] * 4
+    assert found.latent_decoder == [7] * 3  # nothing follows the last iteration
+    assert found.pixel_decoder == []
+
+
+def test_a_users_function_sees_the_active_images_only():
+    seen: list[Tensor] = []
+
+    def measure(candidate: Candidate) -> Tensor:
+        seen.append(candidate.images)
+        assert len(candidate.base.latents_BDhw) == len(candidate.reconstructions) == len(candidate.images)
+        return (candidate.images - candidate.reconstructions).abs().mean((1, 2, 3))
+
+    spec = thresholds("quantized", "l1")
+    encoded = model_of("quantized").encode(
+        images(), Criterion(spec="mine", threshold=float(spec.split(":")[1]), measure=measure)
+    )
+    same(encoded, model_of("quantized").encode(images(), spec), atol=1e-6)
+    for length, given in zip(TINY.lengths, seen, strict=False):
+        assert torch.equal(given, images()[encoded.num_tokens >= length])
+
+
+# ---------------------------------------------------------------- decoding
+
+
+@pytest.mark.parametrize("model_name", CONFIGS)
+def test_mixed_lengths_decode_as_each_would_alone(model_name):
+    model = model_of(model_name)
+    every = model.encode_all(images())
+    rows = [every[i % 4][i] for i in range(7)]
+    together = model.decode(rows)
+    assert together.shape == (7, 3, 16, 16)
+    for row, image in zip(rows, together, strict=True):
+        torch.testing.assert_close(model.decode([row])[0], image, rtol=0, atol=1e-5)
+
+
+def test_decode_gives_the_reconstruction_that_was_scored_clamped():
+    model = model_of("quantized")
+    encoded = model.encode(images(), "l1:0")
+    ids = torch.stack(encoded.split())
+    with torch.no_grad():
+        unclamped = model.reconstruct(model.to_codes(ids))
+    torch.testing.assert_close(model.decode(ids), unclamped.clamp(0, 1), rtol=0, atol=1e-6)
+    l1 = (unclamped - images()).abs().mean((1, 2, 3))
+    torch.testing.assert_close(encoded.score, l1, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64])
+def test_ids_decode_from_tensors_arrays_and_lists_alike(dtype):
+    model = model_of("quantized")
+    ids = model.encode_all(images())[1]
+    expected = model.decode(ids)
+    assert torch.equal(model.decode([row.numpy().astype(dtype) for row in ids]), expected)
+    assert torch.equal(model.decode(ids.tolist()), expected)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ([0] * 5, r"image 1: this model decodes 4, 8, 12, 16 tokens, got the shape \(5,\)"),
+        ([], r"this model decodes 4, 8, 12, 16 tokens, got the shape \(0,\)"),
+        ([0] * 20, r"got the shape \(20,\)"),
+        ([[0] * 4], r"got the shape \(1, 4\)"),
+        ([0, 1, 64, 2], "image 1: ids must lie from 0 to 63, got 0 to 64"),
+        ([0, -1, 3, 2], "image 1: ids must lie from 0 to 63, got -1 to 3"),
+        ([0.0, 1.5, 2.0, 3.0], r"image 1: ids must be whole numbers, got torch\.float32"),
+    ],
+)
+@pytest.mark.unchecked
+def test_tokens_that_the_model_cannot_decode_are_refused(row, expected):
+    with pytest.raises(ValueError, match=expected):
+        model_of("quantized").decode([[0, 1, 2, 3], row])
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((5, 6), r"image 0: this model decodes 4, 8, 12, 16 tokens, got the shape \(5, 6\)"),
+        ((4,), r"got the shape \(4,\)"),
+        ((4, 5), "image 0: codes must be 6 wide, got 5"),
+    ],
+)
+def test_codes_that_the_model_cannot_decode_are_refused(shape, expected):
+    with pytest.raises(ValueError, match=expected):
+        model_of("continuous").decode([torch.zeros(shape)])
+
+
+def test_continuous_latents_come_as_codes_and_decode():
+    model = model_of("continuous")
+    encoded = model.encode(images(), thresholds("continuous", "l1"))
+    assert encoded.tokens.dtype == torch.float32
+    assert encoded.tokens.shape == (encoded.num_tokens.sum(), 6)
+    decoded = model.decode(encoded.split())
+    torch.testing.assert_close((model.decode(encoded.split()[:1])), decoded[:1], rtol=0, atol=1e-5)
+    with torch.no_grad():
+        reconstructions = [model.reconstruct(codes[None])[0].clamp(0, 1) for codes in encoded.split()]
+    torch.testing.assert_close(decoded, torch.stack(reconstructions), rtol=0, atol=1e-5)
+
+
+# ---------------------------------------------------------------- attention
+
+
+@pytest.mark.parametrize("model_name", CONFIGS)
+def test_attention_maps_are_shares_over_the_base_grid(model_name):
+    maps = model_of(model_name).attention_maps(images_u8())
+    assert [tuple(m.shape) for m in maps] == [(7, n, 8, 8) for n in TINY.lengths]
+    for m in maps:
+        assert (m >= 0).all()
+        torch.testing.assert_close(m.sum((2, 3)), torch.ones(m.shape[:2]))
+
+
+@pytest.mark.parametrize("model_name", ["quantized", "deterministic", "sampled"])
+def test_looking_at_attention_follows_the_same_rollout(model_name, monkeypatch):
+    model, seen = model_of(model_name), []
+    expected = [step.latents_BND for step in model.rollout(images())]
+    attend = model.encoder.attention
+
+    def watched(x_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        out = attend(x_BSD)
+        seen.append(model.encoder.latents(out[0]))
+        return out
+
+    monkeypatch.setattr(model.encoder, "attention", watched)
+    model.attention_maps(images())
+    for ours, theirs in zip(seen, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)
+
+
+# ---------------------------------------------------------------- no side effects
+
+
+def everything(model: Alit) -> list[Tensor]:
+    encoded = model.encode(images(), "l1:0.2")
+    tokens = encoded.split()
+    return [
+        encoded.tokens,
+        encoded.trace,
+        *model.encode_all(images()),
+        model.decode(tokens),
+        *model.attention_maps(images()),
+    ]
+
+
+@pytest.mark.parametrize("model_name", CONFIGS)
+def test_inference_records_no_gradients_and_draws_no_random_numbers(model_name):
+    model, before = model_of(model_name), torch.get_rng_state()
+    outputs = everything(model)
+    assert not any(tensor.requires_grad for tensor in outputs)
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("model_name", CONFIGS)
+def test_inference_is_the_same_in_training_mode_and_again(model_name):
+    model = model_of(model_name)
+    first, training = everything(model), everything(copy.deepcopy(model).train())
+    for one, other, again in zip(first, training, everything(model), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(one, again, rtol=0, atol=0, equal_nan=True)
+
+
+def test_inference_changes_no_weights_and_no_input():
+    model, given = model_of("sampled"), images()
+    before = copy.deepcopy(model.state_dict())
+    model.encode(given, "l1:0.2")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(given, images())
+
+
+# ---------------------------------------------------------------- inputs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bytes_and_floats_of_the_same_image_agree(dtype):
+    model, spec = model_of("quantized"), thresholds("quantized", "l1")
+    same(model.encode(images_u8(), spec), model.encode(images_u8().to(dtype) / 255, spec), atol=1e-6)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("method", ["encode", "encode_all", "attention_maps"])
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 3, 16, 17), (1, 3, 8, 8), (2, 1, 16, 16), (1, 16, 16, 3)])
+def test_images_of_another_shape_are_refused(method, shape):
+    with pytest.raises(ValueError, match=r"images must have the shape \(batch, 3, 16, 16\), got ") as error:
+        getattr(model_of("quantized"), method)(torch.zeros(shape))
+    assert str(shape) in str(error.value)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.bool])
+def test_images_of_another_type_are_refused(dtype):
+    with pytest.raises(ValueError, match=rf"images must be uint8 or floats in \[0, 1\], got {dtype}"):
+        model_of("quantized").encode(torch.zeros(1, 3, 16, 16, dtype=dtype))
+
+
+@pytest.mark.parametrize("spec", ["fixed:5", "lpips:0.5", "l1"])
+def test_a_criterion_that_the_model_cannot_follow_is_refused(spec):
+    with pytest.raises(CriterionError, match=repr(spec)):
+        model_of("quantized").encode(images(), spec)
+
+
+# ---------------------------------------------------------------- the differentiable path
+
+
+@pytest.mark.parametrize("config", [TINY, CONTINUOUS, dataclasses.replace(DETERMINISTIC, halting_threshold=0.02)])
+def test_a_rollout_gives_gradients_to_everything_it_trains(config):
+    model = lively(config)
+    steps = list(model.rollout(images(), predict=range(4)))
+    loss = sum(step.predictions_BGO.square().mean() + step.quantizer_loss for step in steps)
+    loss.backward()
+    parts = {"encoder": model.encoder, "decoder": model.decoder}
+    if model.codebook is not None:
+        parts["codebook"] = model.codebook
+    idle = {
+        f"{part}.{name}"
+        for part, module in parts.items()
+        for name, p in module.named_parameters()
+        if p.grad is None or not p.grad.abs().sum() > 0
+    }
+    assert idle == (set() if config.halting != "off" else {"encoder.mask_token"})  # only halting masks anything
+
+
+def test_a_rollout_predicts_where_it_is_asked_to_and_stops_where_it_is_told_to():
+    steps = list(model_of("quantized").rollout(images(), iterations=3, predict=[1]))
+    assert [step.predictions_BGO is not None for step in steps] == [False, True, False]
+    assert [step.codes_BNC.shape[1] for step in steps] == [4, 8, 12]
+
+
+def test_a_rollout_without_strength_passes_the_unit_codes_through():
+    for step in model_of("quantized").rollout(images(), strength=0.0):
+        unit = nn.functional.normalize(step.unquantized_BNC, dim=-1)
+        torch.testing.assert_close(step.codes_BNC, unit)
