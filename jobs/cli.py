@@ -169,6 +169,8 @@ def train(
     pixel_from: int = 0,
     seed: int = 0,
     threads: int | None = None,
+    criterion: str | None = None,
+    half: bool = False,
 ) -> None:
     """Train one stage on this machine's CPUs, and go on where an earlier run in the same folder stopped.
 
@@ -192,6 +194,8 @@ def train(
         pixel_from: The step from which pixels count.
         seed: Of initial values, order and crops.
         threads: CPU threads; all when not given.
+        criterion: The weights' default criterion.
+        half: Store the weights in float16.
     """
     from jobs import train as job
 
@@ -212,6 +216,8 @@ def train(
         pixel_from=pixel_from,
         seed=seed,
         threads=threads,
+        criterion=criterion,
+        half=half,
     )
 
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -237,6 +236,8 @@ def _plan_parquet(
                 for column in [image_column, *keep, *([id_column] if id_column else [])]:
                     if column not in schema.names:
                         raise InputError(f"{label!r} has no column {column!r}; it has {', '.join(schema.names)}")
+                    if schema.names.count(column) > 1:
+                        raise InputError(f"{label!r} has several columns {column!r}; rename all but one")
                 if id_column:
                     ids.append(parquet.read([id_column]).column(0).cast(pa.string()))
         except (OSError, pa.ArrowException) as error:
@@ -290,7 +291,7 @@ def _open(root: Place, name: bytes) -> pa.NativeFile:
     if root.local:
         path = os.path.join(os.fsencode(root.path), name)
         _require_regular(os.stat(path))
-        return pa.OSFile(os.fsdecode(path), "rb")
+        return pa.OSFile(path, "rb")
     return root.filesystem.open_input_file(f"{root.path}/{name.decode()}")
 
 
@@ -326,10 +327,9 @@ def _read_parquet(source: Source, shard: Shard) -> Rows:
     columns = [source.image_column, *source.keep, *([source.id_column] if source.id_column else [])]
     with _open(source.root, shard.paths[0]) as file:
         table = _read_rows(pq.ParquetFile(file), list(dict.fromkeys(columns)), shard.start, shard.rows)
-    images = table.column(source.image_column)
-    if pa.types.is_struct(images.type):
-        images = pc.struct_field(images, "bytes")  # chunk by chunk: together they may exceed Arrow's 2 GiB
-    data = images.to_pylist()
+    chunks = table.column(source.image_column).chunks  # never combined: together they may exceed Arrow's 2 GiB
+    cells = [chunk.field("bytes") if pa.types.is_struct(chunk.type) else chunk for chunk in chunks]
+    data = [cell for part in cells for cell in part.to_pylist()]
     errors = [None if item is not None else f"the column {source.image_column!r} is null here" for item in data]
     if source.id_column:
         ids = table.column(source.id_column).cast(pa.string()).to_pylist()

@@ -18,6 +18,8 @@ def local_cpus() -> int:
 def ray_session() -> Iterator[Any]:
     """Ray, joined where `RAY_ADDRESS` names a cluster or one is already connected, else started on this machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's C++ side greets every actor pool with an error line about restarts (ray-project/ray#53727)
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own announced default; it warns otherwise
     import ray
     from ray import cloudpickle
@@ -32,11 +34,14 @@ def ray_session() -> Iterator[Any]:
         # one logical CPU more than there are, so that a plan whose actors use all of them can still start its tasks
         local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else quiet | {"num_cpus": local_cpus() + 1}
         ray.init(**local)
-        # its errors reach the driver as exceptions; printing them too would bury a sentence under three tracebacks
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
+    for handler in logging.getLogger("ray.data").handlers:
+        if ours and handler.name == "console":  # errors reach us as exceptions; its log file has the rest
+            handler.setLevel(logging.CRITICAL)
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    if ours and not os.environ.get("RAY_ADDRESS"):
+        context.wait_for_min_actors_s = 300  # all workers together, rather than the first one alone for a while
     context.target_max_block_size = 1  # every row is a block of its own, so that progress arrives when it is made
     try:
         yield ray

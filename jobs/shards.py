@@ -287,7 +287,8 @@ def _pack(batches: Iterator[Decoded]) -> bytes:
             np.zeros((len(decoded.ids), side * side * 3), np.uint8),
             np.zeros((len(decoded.ids), 2), np.uint32),
         )
-        pixels[decoded.good], sizes[decoded.good] = decoded.pixels.reshape(len(decoded.pixels), -1), decoded.sizes
+        pixels[decoded.good] = decoded.pixels.reshape(len(decoded.pixels), side * side * 3)
+        sizes[decoded.good] = decoded.sizes
         reasons, messages = np.full((2, len(decoded.ids)), None, object)
         for row, (reason, message) in zip(np.flatnonzero(~decoded.good), decoded.rejects, strict=True):
             reasons[row], messages[row] = reason, message

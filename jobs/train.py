@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from alit.data import center_crops, read_photographs, training_batches
 from alit.errors import ConfigError
 from alit.initialization import initialize_locally
 from alit.objectives import BaseObjective, DistillObjective, Objective
+from alit.selection import parse
 from alit.tokenizer import Alit
 from alit.training import TrainConfig, Trainer, train
 from alit.weights import load_weights, save_weights
@@ -50,9 +51,13 @@ def train_stage(
     pixel_from: int = 0,
     seed: int = 0,
     threads: int | None = None,
+    criterion: str | None = None,
+    half: bool = False,
     report: Callable[[str], None] = print,
 ) -> Path:
     """Trains one stage and returns the folder of its averaged weights; the arguments are those of `alit train`."""
+    if criterion is not None:
+        parse(criterion)  # before hours of training, not after
     if threads is not None:
         torch.set_num_threads(threads)
     if stage == "distill" and init is None:
@@ -91,8 +96,12 @@ def train_stage(
 
     report(f"{len(photographs)} photographs, {sum(p.numel() for p in trainer.parameters) / 1e6:.2f} M parameters")
     train(trainer, batches, run, validate=validate, report=report)
+    averaged = trainer.ema
+    if criterion is not None:
+        averaged.config = replace(averaged.config, criterion=criterion)
     provenance = {"stage": stage, "training": asdict(config), "photographs": len(photographs), "software": __version__}
-    save_weights(run / "weights", trainer.ema, provenance=provenance)
+    dtype = torch.float16 if half else torch.float32
+    save_weights(run / "weights", averaged, provenance=provenance, dtype=dtype)
     return run / "weights"
 
 

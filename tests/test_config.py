@@ -133,7 +133,10 @@ WRONG = {
     "unknown halting": ({"halting": "never"}, "halting must be off, deterministic or sampled, got 'never'"),
     "threshold above 1": ({"halting_threshold": 1.5}, "halting_threshold must lie in [0, 1], got 1.5"),
     "threshold not a number": ({"halting_threshold": float("nan")}, "halting_threshold must lie in [0, 1], got nan"),
-    "negative seed": ({"halting_seed": -1}, "halting_seed must be a whole number from 0 to 9223372036854775807, got -1"),
+    "negative seed": (
+        {"halting_seed": -1},
+        "halting_seed must be a whole number from 0 to 9223372036854775807, got -1",
+    ),
     "size as text": ({"image_size": "16"}, "image_size must be a whole number from 2 to 4096, got '16'"),
     "size as fraction": ({"image_size": 16.0}, "image_size must be a whole number from 2 to 4096, got 16.0"),
     "threshold as text": ({"halting_threshold": "half"}, "halting_threshold must lie in [0, 1], got 'half'"),

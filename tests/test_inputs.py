@@ -26,6 +26,7 @@ def write(folder: Path, *names: str | bytes) -> None:
 
 
 def table(path: Path, rows: int = 5, *, row_group_size: int | None = None, **columns: pa.Array | list) -> Path:
+    """A Parquet file whose images hold its own name and their row."""
     path.parent.mkdir(parents=True, exist_ok=True)
     images = pa.array([os.fsencode(f"{path.name} {row}") for row in range(rows)], pa.binary())
     pq.write_table(pa.table({"image": images} | columns), path, row_group_size=row_group_size)
@@ -116,6 +117,11 @@ def test_strange_names_become_readable_ids_and_can_be_read(tmp_path: Path) -> No
         "%FF%FE/x.jpg": b"\xff\xfe/x.jpg",
     }
     assert pairs(plan_of(tmp_path)) == pairs(plan_of(tmp_path / "**" / "*")) == expected
+
+
+def test_a_table_may_have_a_strange_name_too(tmp_path: Path) -> None:
+    table(tmp_path / "t.parquet", 1).rename(tmp_path / "\udcff.parquet")
+    assert pairs(plan_of(tmp_path)) == {"%FF.parquet#0": b"t.parquet 0"}
 
 
 def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
@@ -293,8 +299,8 @@ def test_two_images_with_one_id_are_refused_with_their_number_and_an_example(tmp
     assert "2 of the column 'key'" in (message := refusal(tmp_path / "t.parquet", id_column="key"))
     assert "'b'" in message
     assert "2 empty ids" in refusal(tmp_path / "t.parquet", id_column="number")
-    for name in ("%FF.parquet", "\udcff.parquet"):
-        table(tmp_path / "tables" / name)
+    path = table(tmp_path / "tables" / "%FF.parquet")
+    path.with_name("\udcff.parquet").write_bytes(path.read_bytes())
     assert "'%FF.parquet'" in refusal(tmp_path / "tables")
 
 
@@ -308,6 +314,11 @@ def test_a_missing_column_is_refused_with_those_there(tmp_path: Path) -> None:
     table(tmp_path / "t.parquet", label=list("abcde"))
     for options in ({"image_column": "jpg"}, {"keep": ["jpg"]}, {"id_column": "jpg"}):
         assert "has no column 'jpg'; it has image, label" in refusal(tmp_path, **options)
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table([pa.array([b"1"]), pa.array([b"2"])], ["image", "image"]), tmp_path / "t.parquet")
+    assert "'t.parquet' has several columns 'image'" in refusal(tmp_path)
 
 
 def test_a_column_that_holds_no_bytes_is_refused(tmp_path: Path) -> None:

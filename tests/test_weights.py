@@ -1,0 +1,323 @@
+"""A weights folder is read whole or refused with a sentence, and written whole or not at all."""
+
+import copy
+import json
+import os
+import pickle
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from alit import weights as module
+from alit.config import AlitConfig, VQGANConfig
+from alit.errors import WeightsError
+from alit.tokenizer import Alit
+from alit.weights import fingerprint, load_weights, save_weights
+
+TINY = AlitConfig(
+    base=VQGANConfig(channels=(4, 8), blocks=1, latent_dim=4, codebook_size=16, norm_groups=2),
+    image_size=8,
+    width=16,
+    depth=1,
+    heads=2,
+    latents_per_iteration=2,
+    iterations=4,
+    code_dim=4,
+    codebook_size=16,
+    halting="sampled",
+)
+PROVENANCE = {"steps": 3, "data": ["a", "b"]}
+
+
+@cache
+def model() -> Alit:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Alit(TINY).eval()
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    save_weights(tmp_path / "weights", model(), provenance=PROVENANCE)
+    return tmp_path / "weights"
+
+
+def sentence(folder: Path) -> str:
+    with pytest.raises(WeightsError) as error:
+        load_weights(folder)
+    return str(error.value)
+
+
+# ---------------------------------------------------------------- there and back
+
+
+def test_weights_come_back_bit_by_bit(folder):
+    loaded = load_weights(folder)
+    state = loaded.model.state_dict()
+    assert state.keys() == model().state_dict().keys()
+    for name, tensor in model().state_dict().items():
+        assert state[name].dtype == torch.float32
+        assert torch.equal(state[name], tensor), name
+    assert torch.equal(loaded.model.halting_KG, model().halting_KG)  # not stored, made again
+    assert (loaded.model.config, loaded.provenance, loaded.folder) == (TINY, PROVENANCE, folder)
+
+
+def test_loaded_weights_give_the_same_tokens_and_can_be_trained_further(folder):
+    loaded = load_weights(folder).model
+    images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(loaded.encode(images, "l1:0.2").tokens, model().encode(images, "l1:0.2").tokens)
+    assert not loaded.training
+    assert all(p.requires_grad for p in loaded.parameters())
+
+
+def test_half_precision_on_disk_loads_as_single(tmp_path):
+    save_weights(tmp_path / "half", model(), provenance={}, dtype=torch.float16)
+    stored = load_file(tmp_path / "half" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    for name, tensor in load_weights(tmp_path / "half").model.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, model().state_dict()[name].half().float())
+
+
+def test_a_folder_is_its_two_files_readable_by_all(folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert all(path.stat().st_mode & 0o777 == 0o644 for path in folder.iterdir())
+    assert os.listdir(folder.parent) == ["weights"]
+
+
+# ---------------------------------------------------------------- the fingerprint
+
+
+def test_the_fingerprint_is_of_the_content_wherever_it_lies(tmp_path, folder):
+    mark = fingerprint(folder)
+    assert re.fullmatch("[0-9a-f]{64}", mark)
+    assert save_weights(tmp_path / "again", model(), provenance=PROVENANCE) == mark
+    assert load_weights(folder).fingerprint == load_weights(tmp_path / "again").fingerprint == mark
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_the_fingerprint_changes_with_either_file(folder, name):
+    before, data = fingerprint(folder), bytearray((folder / name).read_bytes())
+    data[-2] ^= 1
+    (folder / name).write_bytes(data)
+    assert fingerprint(folder) != before
+
+
+def test_the_fingerprint_knows_which_file_a_byte_belongs_to(tmp_path):
+    marks = set()
+    for config in (b"", b"a", b"ab"):
+        (tmp_path / "config.json").write_bytes(config)
+        (tmp_path / "model.safetensors").write_bytes(b"ab"[len(config) :])
+        marks.add(fingerprint(tmp_path))
+    assert len(marks) == 3
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    said = sentence(tmp_path / "nowhere")
+    assert f"no weights in {str(tmp_path / 'nowhere')!r}" in said
+    assert "a weights folder holds config.json and model.safetensors" in said
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    assert f"{name} cannot be read (No such file or directory)" in sentence(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_folder_in_place_of_a_file_is_refused(folder, name):
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    assert f"{name} cannot be read" in sentence(folder)
+
+
+def test_weights_that_were_cut_short_are_refused(folder):
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    header = int.from_bytes(whole[:8], "little")
+    for offset in (0, 1, 7, 8, 9, 8 + header // 2, 8 + header, 9 + header, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:offset])
+        assert f"{str(path)!r} is not a whole safetensors file" in sentence(folder)
+
+
+@pytest.mark.parametrize(
+    "content", [b"version https://git-lfs.github.com/spec/v1\n", b"<html>404</html>" * 9, b"\xff" * 64]
+)
+def test_something_else_in_place_of_weights_is_refused(folder, content):
+    (folder / "model.safetensors").write_bytes(content)
+    said = sentence(folder)
+    assert "model.safetensors' is not a whole safetensors file" in said
+    assert "download it again" in said
+
+
+class Trap:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_loading_executes_no_code(tmp_path, folder):
+    trap, sprung = Trap(tmp_path / "sprung"), tmp_path / "sprung"
+    pickle.loads(pickle.dumps(trap))
+    assert sprung.exists(), "the trap works"
+    sprung.rmdir()
+    (folder / "model.safetensors").write_bytes(pickle.dumps(trap))
+    assert "not a whole safetensors file" in sentence(folder)
+    torch.save({"model": trap}, folder / "model.safetensors")
+    assert "not a whole safetensors file" in sentence(folder)
+    assert not sprung.exists()
+
+
+def change_config(folder: Path, **fields: object) -> None:
+    data = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(data | fields))
+
+
+def test_a_default_criterion_that_names_code_is_refused(tmp_path, folder, monkeypatch):
+    (tmp_path / "alit_stranger.py").write_text("raise AssertionError('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    change_config(folder, model=TINY.to_json() | {"criterion": "alit_stranger:f@1"})
+    assert "config.json' cannot be used: criterion 'alit_stranger:f@1' is not known" in sentence(folder)
+
+
+@pytest.mark.parametrize("criterion", ["fixed:3", "l1:13", "nonsense"])
+def test_a_default_criterion_that_the_model_cannot_follow_is_refused(folder, criterion):
+    change_config(folder, model=TINY.to_json() | {"criterion": criterion})
+    assert f"config.json' cannot be used: criterion {criterion!r}" in sentence(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "cannot be used"),
+        (b"{", "cannot be used"),
+        (b"\xff\xfe", "cannot be used"),
+        (b"[" * 100_000, "cannot be used"),
+        (b"[]", "has format None; this version reads format 1"),
+        (b"{}", "has format None; this version reads format 1"),
+        (b'{"format": 2}', "has format 2; this version reads format 1"),
+        (b'{"format": 1}', "asks for preprocessing that this version does not do"),
+        (b" " * ((1 << 20) + 1), "is larger than 1048576 bytes"),
+    ],
+)
+def test_a_config_that_is_none_is_refused(folder, content, expected):
+    (folder / "config.json").write_bytes(content)
+    said = sentence(folder)
+    assert f"{str(folder / 'config.json')!r} {expected}" in said
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"preprocessing": {"resize": "nearest"}}, "asks for preprocessing that this version does not do"),
+        ({"model": TINY.to_json() | {"colour": "red"}}, "cannot be used: config has unknown field 'colour'"),
+        ({"model": TINY.to_json() | {"image_size": 9}}, "image_size must be a multiple of 2, got 9"),
+        ({"model": []}, "cannot be used: a model config must be an object, got []"),
+        ({"model": {"base": {"kind": {}}}}, "base kind must be one of ['kl', 'vqgan'], got {}"),
+        ({"provenance": "a friend"}, "has a provenance that is no object: 'a friend'"),
+    ],
+)
+@pytest.mark.unchecked
+def test_a_config_with_a_wrong_field_is_refused_naming_it(folder, fields, expected):
+    change_config(folder, **fields)
+    said = sentence(folder)
+    assert str(folder / "config.json") in said
+    assert expected in said
+
+
+def test_a_config_without_a_model_is_refused(folder):
+    data = json.loads((folder / "config.json").read_text())
+    del data["model"]
+    (folder / "config.json").write_text(json.dumps(data))
+    assert "config.json' has no 'model'" in sentence(folder)
+
+
+def test_tensors_that_do_not_fit_the_config_are_refused_naming_one(folder):
+    path, name = folder / "model.safetensors", "encoder.to_code.weight"
+    whole = load_file(path)
+    assert whole[name].shape == (4, 16)
+    wrong = {
+        f"tensor {name!r} is missing": {n: t for n, t in whole.items() if n != name},
+        f"tensor {name!r} has the shape (5, 16), the config asks for (4, 16)": whole | {name: torch.zeros(5, 16)},
+        "it has an unknown tensor 'optimizer.step'": whole | {"optimizer.step": torch.zeros(1)},
+    }
+    for expected, tensors in wrong.items():
+        save_file(tensors, path)
+        assert f"{str(path)!r} does not fit its config: {expected}" in sentence(folder)
+
+
+# ---------------------------------------------------------------- writing over what is there
+
+
+@torch.no_grad()
+def other_model() -> Alit:
+    other = copy.deepcopy(model())
+    other.encoder.mask_token += 1
+    return other
+
+
+def test_saving_replaces_weights(folder):
+    mark = save_weights(folder, other_model(), provenance={})
+    assert fingerprint(folder) == mark == load_weights(folder).fingerprint
+    assert os.listdir(folder.parent) == ["weights"]
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    (tmp_path / "empty").mkdir()
+    save_weights(tmp_path / "empty", model(), provenance={})
+    load_weights(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("config", [None, "not json", "[]", '{"model_type": "vit"}'])
+def test_a_folder_that_is_something_else_is_not_overwritten(tmp_path, config):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    if config is not None:
+        (tmp_path / "mine" / "config.json").write_text(config)
+    with pytest.raises(WeightsError, match="mine' exists and is no weights folder; name another or remove it"):
+        save_weights(tmp_path / "mine", model(), provenance={})
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
+    assert os.listdir(tmp_path) == ["mine"]
+
+
+def test_a_file_is_not_overwritten(tmp_path):
+    (tmp_path / "mine").write_text("years of work")
+    with pytest.raises(WeightsError, match="mine' exists and is no weights folder"):
+        save_weights(tmp_path / "mine", model(), provenance={})
+    assert (tmp_path / "mine").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("step", ["save_file", "fingerprint"])
+def test_a_save_that_is_interrupted_leaves_the_old_weights(folder, monkeypatch, step):
+    before = fingerprint(folder)
+
+    def interrupted(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, step, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            save_weights(folder, other_model(), provenance={})
+    assert fingerprint(folder) == before
+    assert os.listdir(folder.parent) == ["weights"]
+
+
+def test_a_save_that_is_interrupted_leaves_nothing_where_nothing_was(tmp_path, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(module, "save_file", interrupted)
+    with pytest.raises(OSError, match="No space left"):
+        save_weights(tmp_path / "weights", model(), provenance={})
+    assert os.listdir(tmp_path) == []
