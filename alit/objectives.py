@@ -151,7 +151,7 @@ class DistillObjective:
         with torch.no_grad():
             base = model.base.encode(images)
             base = BaseTokens(base.latents_BDhw.float(), base.target_BDhw.float(), base.ids_BG)
-            spread = base.target_BDhw.var()
+            spread = base.target_BDhw.var().clamp_min(1e-8)  # an untrained base may choose one code only
         count = model.config.iterations
         chosen = sorted(torch.randperm(count, generator=generator)[: self.iterations].tolist())
         with_pixels = chosen[int(torch.randint(len(chosen), (), generator=generator))]

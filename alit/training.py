@@ -88,7 +88,7 @@ class Trainer:
         """One optimizer step on uint8 images [B, 3, H, W].
 
         Raises:
-            TrainingError: the loss is not finite; nothing was updated.
+            TrainingError: the loss or its gradient is not finite; nothing was updated.
         """
         images = images_u8.to(torch.float32).div_(255).contiguous(memory_format=torch.channels_last)
         for group in self.optimizer.param_groups:
@@ -100,6 +100,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        if not torch.isfinite(norm):
+            raise TrainingError(f"the gradient at step {self.step} is not finite; nothing was updated")
         self.optimizer.step()
         self.objective.after_step(self.step, self.generator)
         self._average()

@@ -124,7 +124,7 @@ def tokenize(
             try:
                 finished, seconds = _follow(dataset, sum(shard.rows for shard in todo), console)
             except AlitError as error:  # a worker's: Ray's own exception has its class, and a page of traceback as text
-                raise getattr(error, "cause", error) from None
+                raise AlitError(str(getattr(error, "cause", error)).splitlines()[0]) from None  # Ray adds lines
     for progress in finished:
         totals.add(progress)
     finish(job, plan, totals)

@@ -18,7 +18,8 @@ HERE = Path(__file__).parent
 # Before anything imports alit. The tower: an int is welcome where a float is asked for, as static checkers have it.
 jaxtyping.install_import_hook("alit", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-torch.set_num_threads(os.cpu_count() or 1)
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(os.cpu_count() or 1)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -331,7 +331,7 @@ def test_an_error_of_ours_in_a_worker_reaches_the_caller_as_one_sentence(
     output.mkdir()
     (output / "_rejects").write_bytes(b"")  # a file in the place of a folder
     monkeypatch.setattr(job, "prepare_output", lambda job, plan, rows, overwrite: list(plan.shards))
-    with pytest.raises(StorageError, match=r"_rejects/00000000\.parquet' cannot be written: ") as caught:
+    with pytest.raises(AlitError, match=r"_rejects/00000000\.parquet' cannot be written: ") as caught:
         tokenize(table, output, weights, criterion="fixed:4", image_column="photo")
     assert "\n" not in str(caught.value)
     assert not (output / "_manifest.json").exists()

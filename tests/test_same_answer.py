@@ -1,0 +1,47 @@
+"""Same image, same answer: whatever the batch size and the order, with the packaged weights on real photographs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from alit.data import center_crops, read_photographs
+from alit.weights import load_weights
+
+PHOTOGRAPHS = 224
+NEAR_TIE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def photographs(shared):
+    weights = load_weights()
+    found = read_photographs(shared / "data" / "photos-136" / "val-*.parquet")[:PHOTOGRAPHS]
+    return center_crops(found, weights.model.config.image_size)
+
+
+@pytest.mark.parametrize("name", ["l1", "code", "ssim"])
+def test_length_and_ids_do_not_depend_on_batch_or_order(photographs, name):
+    model = load_weights().model
+    assert len(photographs) >= 200
+    reference = model.encode(photographs, f"{name}:0.5")
+    middle = reference.trace[:, 0].median().item()  # a threshold at which many images are near their limit
+    criterion = f"{name}:{middle:.4f}"
+    reference = model.encode(photographs, criterion)
+    tokens = reference.split()
+    assert len(set(reference.num_tokens.tolist())) > 1, "a threshold that spreads the lengths"
+    order = torch.randperm(len(photographs), generator=torch.Generator().manual_seed(0))
+    flipped_lengths, flipped_ids, ids = 0, 0, 0
+    for size in (1, 7, 32):
+        for rows in order.split(size):
+            encoded = model.encode(photographs[rows], criterion)
+            for row, length, found in zip(rows.tolist(), encoded.num_tokens.tolist(), encoded.split(), strict=True):
+                if length != reference.num_tokens[row]:
+                    flipped_lengths += 1
+                    shorter = min(length, int(reference.num_tokens[row])) // model.config.latents_per_iteration - 1
+                    assert abs(reference.trace[row, shorter] - float(criterion.partition(":")[2])) < NEAR_TIE
+                else:
+                    ids += length
+                    flipped_ids += int((found != tokens[row]).sum())
+    print(f"{name}: {flipped_lengths} lengths and {flipped_ids} of {ids} ids flipped")
+    assert flipped_lengths <= 3
+    assert flipped_ids < ids / 1000
