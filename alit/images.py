@@ -28,7 +28,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from alit.errors import AlitError
+from alit.errors import AlitError, ConfigError
 
 Pixels = UInt8[np.ndarray, "H W 3"]
 FloatImages = Float[Any, "B 3 H W"]  # a torch tensor or an ndarray; torch itself is not needed here
@@ -110,9 +110,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         if self.max_bytes < 1:
-            raise ValueError(f"max_bytes must be at least 1, got {self.max_bytes}")
+            raise ConfigError(f"max_bytes must be at least 1, got {self.max_bytes}")
         if not 1 <= self.max_pixels <= 2 * PILLOW_WARNS_ABOVE:
-            raise ValueError(f"max_pixels must be in 1..{2 * PILLOW_WARNS_ABOVE}, got {self.max_pixels}")
+            raise ConfigError(f"max_pixels must be in 1..{2 * PILLOW_WARNS_ABOVE}, got {self.max_pixels}")
 
 
 DEFAULT_LIMITS = Limits()

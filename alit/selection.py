@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -207,9 +206,16 @@ def _threshold(spec: str, value: str, low: float, high: float) -> float:
 
 def _load(spec: str, module: str, function: str) -> Measure:
     try:
-        measure: Any = getattr(importlib.import_module(module), function)
+        measure: Measure = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, TypeError, ValueError) as error:  # TypeError: a relative module name
         raise CriterionError(f"criterion {spec!r} cannot be loaded: {error}") from error
     if not callable(measure):
         raise CriterionError(f"criterion {spec!r}: {module}:{function} is not a function")
-    return cast(Measure, measure)
+
+    def guarded(candidate: Candidate) -> Tensor:
+        try:
+            return measure(candidate)
+        except Exception as error:
+            raise CriterionError(f"criterion {spec!r} failed: {type(error).__name__}: {error}") from error
+
+    return guarded

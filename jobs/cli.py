@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -325,6 +326,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command; what a person can put right is one sentence on stderr and exit code 2."""
     from alit.errors import AlitError
 
+    sys.path.append(os.getcwd())  # where a criterion's package.module may lie; last, so that it hides nothing
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS, args=arguments, prog="alit", description="Images into adaptive-length token datasets, and back."

@@ -86,7 +86,7 @@ class Plan:
             parts = [shard.number, shard.start, shard.rows, shard.ids, shard.paths]
             digest.update(repr(parts).encode())
         source = self.source
-        digest.update(repr((source.image_column, source.id_column, source.keep)).encode())
+        digest.update(repr((source.root.path, source.image_column, source.id_column, source.keep)).encode())
         return digest.hexdigest()
 
 
@@ -304,6 +304,17 @@ def _require_regular(info: os.stat_result) -> None:
 def read_shard(source: Source, shard: Shard, max_bytes: int, pool: Executor) -> Rows:
     """The bytes of a shard's images; a file that cannot be read becomes a row with an error."""
     return _read_parquet(source, shard) if source.parquet else _read_files(source, shard, max_bytes, pool)
+
+
+def read_batches(source: Source, shard: Shard, size: int, max_bytes: int, pool: Executor) -> Iterator[Rows]:
+    """A shard's rows in batches; of image files no more than one batch is held in memory at a time."""
+    if source.parquet:
+        yield from read_shard(source, shard, max_bytes, pool).slices(size)
+        return
+    for start in range(0, shard.rows, size):
+        ids, paths = shard.ids[start : start + size], shard.paths[start : start + size]
+        part = Shard(number=shard.number, ids=ids, paths=paths, start=0, rows=len(ids))
+        yield read_shard(source, part, max_bytes, pool)
 
 
 def _read_files(source: Source, shard: Shard, max_bytes: int, pool: Executor) -> Rows:

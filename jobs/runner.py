@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,8 +19,6 @@ def local_cpus() -> int:
 def ray_session() -> Iterator[Any]:
     """Ray, joined where `RAY_ADDRESS` names a cluster or one is already connected, else started on this machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray's C++ side greets every actor pool with an error line about restarts (ray-project/ray#53727)
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own announced default; it warns otherwise
     import ray
     from ray import cloudpickle
@@ -29,23 +28,47 @@ def ray_session() -> Iterator[Any]:
     # Ray puts the driver's folder first on its workers' path, where a user's own `jobs` would be found instead of ours
     cloudpickle.register_pickle_by_value(jobs)
     ours = not ray.is_initialized()
-    if ours:
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
-        # one logical CPU more than there are, so that a plan whose actors use all of them can still start its tasks
-        local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else quiet | {"num_cpus": local_cpus() + 1}
-        ray.init(**local)
-    context = ray.data.DataContext.get_current()
-    for handler in logging.getLogger("ray.data").handlers:
-        if ours and handler.name == "console":  # errors reach us as exceptions; its log file has the rest
-            handler.setLevel(logging.CRITICAL)
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    if ours and not os.environ.get("RAY_ADDRESS"):
-        context.wait_for_min_actors_s = 300  # all workers together, rather than the first one alone for a while
-    context.target_max_block_size = 1  # every row is a block of its own, so that progress arrives when it is made
+    alone = ours and not os.environ.get("RAY_ADDRESS")
+    if alone:
+        _start_here(ray)
+    elif ours:
+        ray.init()
+    context = ray.data.DataContext.get_current()  # also makes ray.data's log handlers
+    settings: dict[str, Any] = {
+        "enable_progress_bars": False,
+        "print_on_execution_start": False,
+        "target_max_block_size": 1,  # every row is a block of its own, so that progress arrives when it is made
+    }
+    if alone:
+        settings["wait_for_min_actors_s"] = 300  # all workers together, rather than the first one alone for a while
+        for handler in logging.getLogger("ray.data").handlers:
+            if handler.name == "console":  # errors reach us as exceptions; its log file has the rest
+                handler.setLevel(logging.CRITICAL)
+    before = {name: getattr(context, name) for name in settings}
     try:
+        for name, value in settings.items():
+            setattr(context, name, value)
         yield ray
     finally:
+        for name, value in before.items():
+            setattr(context, name, value)
         cloudpickle.unregister_pickle_by_value(jobs)
         if ours:
             ray.shutdown()
+
+
+def _start_here(ray: Any) -> None:
+    """Starts Ray on this machine's CPUs, and GPUs where it has any."""
+    # Ray's C++ side greets every actor pool with an error line about restarts (ray-project/ray#53727), and a change of
+    # its log level with a line of its own
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        # one logical CPU more than there are, so that a plan whose actors use all of them can still start its tasks
+        ray.init(num_cpus=local_cpus() + 1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)

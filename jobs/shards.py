@@ -9,7 +9,7 @@ import io
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,10 +26,12 @@ from alit.selection import parse
 from alit.tokenizer import Alit, Encoded
 from alit.tokens import DATA, REJECTS, Metadata, pack, reject_schema, token_schema
 from alit.weights import PREPROCESSING, Weights, load_weights
-from jobs.inputs import Rows, Shard, Source, read_shard
+from jobs.inputs import Rows, Shard, Source, read_batches
 from jobs.storage import Place
 
 DECODE_THREADS = 2
+AHEAD = 3
+"""Batches that are read and decoded before they are asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +45,7 @@ class Job:
         weights: the weights folder.
         batch_size: images per forward pass; batches never cross a shard.
         limits: what one image may cost.
-        threads: torch threads per worker.
+        threads: torch threads per worker; the same in every run, since sums may round differently with others.
     """
 
     source: Source
@@ -212,15 +214,16 @@ def decoded_batches(job: Job, shard: Shard, threads: int = DECODE_THREADS) -> It
     """A shard's images, read and decoded ahead of their use in threads."""
     size = job.metadata.image_size
     with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as ahead:
-        rows = read_shard(job.source, shard, job.limits.max_bytes, pool)
-        waiting: deque[Future[Decoded]] = deque()
-        parts = rows.slices(job.batch_size)
-        for part in parts:
-            waiting.append(ahead.submit(decode_rows, part, size, job.limits, pool.map))
-            if len(waiting) > 2:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        parts = read_batches(job.source, shard, job.batch_size, job.limits.max_bytes, pool)
+
+        def following() -> Decoded | None:
+            rows = next(parts, None)
+            return None if rows is None else decode_rows(rows, size, job.limits, pool.map)
+
+        waiting = deque(ahead.submit(following) for _ in range(AHEAD))
+        while (decoded := waiting.popleft().result()) is not None:
+            waiting.append(ahead.submit(following))
+            yield decoded
 
 
 # -------------------------------------------------------------------- Ray stages

@@ -15,7 +15,7 @@ from alit.images import Limits, encode_image, to_uint8
 from alit.selection import parse
 from alit.tokens import TokenDataset
 from alit.weights import Weights, load_weights
-from jobs.inputs import InputError, Plan, make_plan, read_shard
+from jobs.inputs import InputError, Plan, make_plan, read_batches
 from jobs.page import Picture, Summary, render
 from jobs.shards import Decoded, decode_rows
 from jobs.storage import place
@@ -93,7 +93,7 @@ def _decoded(plan: Plan, size: int) -> Iterator[Decoded]:
     limits = Limits()
     with ThreadPoolExecutor() as pool:
         for shard in plan.shards:
-            for part in read_shard(plan.source, shard, limits.max_bytes, pool).slices(BATCH):
+            for part in read_batches(plan.source, shard, BATCH, limits.max_bytes, pool):
                 yield decode_rows(part, size, limits, pool.map)
 
 

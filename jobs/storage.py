@@ -110,4 +110,6 @@ def place(uri: str) -> Place:
         filesystem, path = pafs.FileSystem.from_uri(uri)
     except (OSError, ValueError) as error:
         raise StorageError(f"{uri!r} cannot be opened: {error}") from error
+    if not path.strip("/"):
+        raise StorageError(f"{uri!r} names no bucket or folder; write it as s3://bucket/folder")
     return Place(filesystem, path.rstrip("/"))

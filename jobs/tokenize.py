@@ -125,6 +125,7 @@ def tokenize(
                 finished, seconds = _follow(dataset, sum(shard.rows for shard in todo), console)
             except AlitError as error:  # a worker's: Ray's own exception has its class, and a page of traceback as text
                 raise AlitError(str(getattr(error, "cause", error)).splitlines()[0]) from None  # Ray adds lines
+    assert {p.shard for p in finished} == {shard.number for shard in todo}, "every shard is done before the manifest"
     for progress in finished:
         totals.add(progress)
     finish(job, plan, totals)
