@@ -142,7 +142,7 @@ class DistillObjective:
         self.code_weight, self.latent_weight = code_weight, latent_weight
         self.pixel_weight, self.pixel_from = pixel_weight, pixel_from
         self.iteration_weights = tuple(iteration_weights)
-        self.revival = CodeRevival(model.codebook.weight) if model.codebook is not None else None
+        self.revival = CodeRevival(model.codebook.weight, floor=0.15) if model.codebook is not None else None
 
     def trainable(self, model: Alit) -> list[tuple[str, nn.Parameter]]:
         return [(name, p) for name, p in model.named_parameters() if not name.startswith("base.")]
