@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -212,7 +213,7 @@ def _load(spec: str, module: str, function: str) -> Measure:
     if not callable(measure):
         raise CriterionError(f"criterion {spec!r}: {module}:{function} is not a function")
 
-    def guarded(candidate: Candidate) -> Tensor:
+    def guarded(candidate: Candidate) -> Any:  # whatever it is: `Criterion.score` checks it
         try:
             return measure(candidate)
         except Exception as error:

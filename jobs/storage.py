@@ -106,6 +106,8 @@ def place(uri: str) -> Place:
         raise StorageError("a folder has no name; name one, such as tokens/ or s3://bucket/tokens")
     if "://" not in uri:
         return Place(pafs.LocalFileSystem(), os.path.abspath(uri))
+    if uri.startswith("s3://") and "allow_delayed_open" not in uri:
+        uri += ("&" if "?" in uri else "?") + "allow_delayed_open=true"  # a small file is one PUT, not three requests
     try:
         filesystem, path = pafs.FileSystem.from_uri(uri)
     except (OSError, ValueError) as error:

@@ -162,6 +162,7 @@ def user_module(tmp_path, monkeypatch):
         "def too_few(candidate): return torch.zeros(len(candidate.images) - 1)\n"
         "def a_list(candidate): return [0.0] * len(candidate.images)\n"
         "def nothing(candidate): return None\n"
+        "def broken(candidate): return 1 / 0\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -175,6 +176,12 @@ def test_a_function_of_the_users_scores_in_fp32_and_is_an_error(function):
     score = criterion.score(candidate())
     assert score is not None
     assert (score.dtype, score.shape) == (torch.float32, (3,))
+
+
+@pytest.mark.usefixtures("user_module")
+def test_a_function_of_the_users_that_fails_is_named_with_its_failure():
+    with pytest.raises(CriterionError, match="alit_user_criteria:broken@1' failed: ZeroDivisionError"):
+        parse("alit_user_criteria:broken@1").score(candidate())
 
 
 @pytest.mark.usefixtures("user_module")
