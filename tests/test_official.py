@@ -402,7 +402,7 @@ DOWN = "base_tokenizer.vqgan.encoder.down.1.block.0.conv1.weight"
         ({"latent_tokens": (32,)}, "tensor 'latent_tokens' has the shape (32,), expected 2 axes"),
         ({"encoder_positional_embedding": (256, 96)}, "has 256 rows, expected one more than a square number"),
         ({"latent_tokens": (5000, 1)}, "latents_per_iteration must be a whole number from 1 to 4096, got 5000"),
-        ({DOWN: (48, 1, 1, 1)}, "each entry of channels must be a multiple of 32 (group norm), got 48"),
+        ({DOWN: (48, 1, 1, 1)}, "each entry of channels must be a multiple of norm_groups=32, got 48"),
     ],
 )
 def test_a_wrong_tensor_is_named(tmp_path, change, sentence):
