@@ -21,8 +21,8 @@ from alit.images import Limits
 from alit.selection import Candidate, Criterion, parse
 from alit.tokenizer import Alit
 from alit.weights import load_weights
-from jobs.inputs import InputError, make_plan, read_shard
-from jobs.runner import local_cpus
+from jobs.inputs import InputError, Plan, make_plan, read_shard
+from jobs.runner import keep_freed_memory, local_cpus
 from jobs.shards import Job, decode_rows, decoded_batches, encode_pixels, metadata_of
 from jobs.storage import place
 from jobs.tokenize import tokenize
@@ -154,11 +154,11 @@ class TokenizeRates:
         return statistics.median(job / bare for job, bare in zip(self.job, self.bare, strict=True))
 
 
-def bare_loop(job: Job, source: str, image_column: str, threads: int) -> float:
+def bare_loop(job: Job, plan: Plan, threads: int) -> float:
     """Images per second of one process without Ray or files: torch threads = cores, decoding ahead in threads."""
     torch.set_num_threads(threads)
+    keep_freed_memory()
     model, criterion = load_weights(job.weights).model, parse(job.metadata.criterion)
-    plan = make_plan(source, rows_per_file=1 << 20, image_column=image_column)
     images, start = 0, time.perf_counter()
     for shard in plan.shards:
         for decoded in decoded_batches(job, shard, threads):
@@ -190,12 +190,13 @@ def benchmark_tokenize(
             weights=str(loaded.folder),
         )
         rates = {}
+        few = dataclasses.replace(plan, shards=plan.shards[:2])
         for batch_size in (16, 32, 64, 128):
-            rates[batch_size] = bare_loop(dataclasses.replace(job, batch_size=batch_size), source, image_column, cores)
+            rates[batch_size] = bare_loop(dataclasses.replace(job, batch_size=batch_size), few, cores)
             console.print(f"bare loop, batches of {batch_size}: {rates[batch_size]:.1f} images/s")
         best = max(rates, key=lambda size: rates[size])
         for number in range(rounds):
-            bare.append(bare_loop(dataclasses.replace(job, batch_size=best), source, image_column, cores))
+            bare.append(bare_loop(dataclasses.replace(job, batch_size=best), plan, cores))
             summary = tokenize(
                 source,
                 str(Path(folder) / str(number)),

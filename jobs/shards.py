@@ -27,6 +27,7 @@ from alit.tokenizer import Alit, Encoded
 from alit.tokens import DATA, REJECTS, Metadata, pack, reject_schema, token_schema
 from alit.weights import PREPROCESSING, Weights, load_weights
 from jobs.inputs import Rows, Shard, Source, read_batches
+from jobs.runner import keep_freed_memory
 from jobs.storage import Place
 
 DECODE_THREADS = 2
@@ -238,6 +239,7 @@ class Tokenizer:
 
     def __init__(self, job: Job) -> None:
         torch.set_num_threads(job.threads)
+        keep_freed_memory()
         self.job = job
         self.model = load_weights(job.weights).model
         if torch.cuda.is_available():

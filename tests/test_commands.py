@@ -135,7 +135,7 @@ def test_the_bare_loop_of_the_tokenize_benchmark_sees_every_image(photographs, w
         metadata=metadata_of(loaded, "l1:0.3"),
         weights=str(weights),
     )
-    assert benchmark.bare_loop(job, str(photographs), "image", 1) > 0
+    assert benchmark.bare_loop(job, plan, 1) > 0
     assert not (tmp_path / "out").exists()
     with pytest.raises(AlitError, match="adaptive"):
         benchmark.benchmark_encode(
