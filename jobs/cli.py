@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 CRITERION_HELP = (
     "When an image has enough tokens: fixed:N, l1:T, mse:T, psnr:T, ssim:T, code:T, latent:T or "
@@ -18,11 +18,11 @@ CRITERION_HELP = (
 
 
 def tokenize(
-    source: Positional[str],
-    output: Positional[str],
+    source: Positional[Annotated[str, arg(metavar="INPUT")]],
+    output: Positional[Annotated[str, arg(metavar="OUTPUT")]],
     /,
     *,
-    criterion: Annotated[str | None, tyro.conf.arg(help=CRITERION_HELP)] = None,
+    criterion: Annotated[str | None, arg(help=CRITERION_HELP)] = None,
     weights: str | None = None,
     batch_size: int = 64,
     rows_per_file: int = 1024,
@@ -86,9 +86,9 @@ def tokenize(
 
 
 def show(
-    dataset: Positional[str],
-    source: Positional[str],
-    page: Positional[Path],
+    dataset: Positional[Annotated[str, arg(metavar="DATASET")]],
+    source: Positional[Annotated[str, arg(metavar="INPUT")]],
+    page: Positional[Annotated[Path, arg(metavar="PAGE")]],
     /,
     *,
     weights: str | None = None,
@@ -124,8 +124,8 @@ def show(
 
 
 def convert(
-    checkpoint: Positional[Path],
-    folder: Positional[Path],
+    checkpoint: Positional[Annotated[Path, arg(metavar="CHECKPOINT")]],
+    folder: Positional[Annotated[Path, arg(metavar="FOLDER")]],
     /,
     *,
     heads: int | None = None,
@@ -153,8 +153,8 @@ def convert(
 
 def train(
     stage: Positional[Literal["base", "distill"]],
-    data: Positional[str],
-    run: Positional[Path],
+    data: Positional[Annotated[str, arg(metavar="INPUT")]],
+    run: Positional[Annotated[Path, arg(metavar="RUN")]],
     /,
     *,
     steps: int,
@@ -223,8 +223,8 @@ def train(
 
 
 def evaluate(
-    images: Positional[str],
-    output: Positional[Path | None] = None,
+    images: Positional[Annotated[str, arg(metavar="INPUT")]],
+    output: Positional[Annotated[Path | None, arg(metavar="[OUTPUT]")]] = None,
     /,
     *,
     weights: str | None = None,
@@ -245,7 +245,7 @@ def evaluate(
     job.run(images, output, weights=weights, thresholds=thresholds)
 
 
-def demo(folder: Positional[str] = "demo", /) -> None:
+def demo(folder: Positional[Annotated[str, arg(metavar="[FOLDER]")]] = "demo", /) -> None:
     """Tokenize the photographs of scikit-image's package and draw a page of them.
 
     Args:
@@ -260,10 +260,10 @@ def demo(folder: Positional[str] = "demo", /) -> None:
 
 def benchmark(
     what: Positional[Literal["encode", "tokenize"]],
-    source: Positional[str],
+    source: Positional[Annotated[str, arg(metavar="INPUT")]],
     /,
     *,
-    criterion: Annotated[str | None, tyro.conf.arg(help=CRITERION_HELP)] = None,
+    criterion: Annotated[str | None, arg(help=CRITERION_HELP)] = None,
     weights: str | None = None,
     batch_size: int = 64,
     rounds: int = 3,
