@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_models import TINY
 
 from alit.base import build_base
 from alit.config import PRESETS, AlitConfig, KLConfig, VQGANConfig, nano
@@ -15,17 +16,6 @@ from alit.errors import ConfigError
 from alit.quantizer import LatentCodebook
 
 PUBLISHED = ("tiny", "small", "base", "semilarge")
-TINY = AlitConfig(
-    base=VQGANConfig(channels=(8, 16), blocks=1, latent_dim=8, codebook_size=32, norm_groups=4),
-    image_size=16,
-    width=32,
-    depth=2,
-    heads=2,
-    latents_per_iteration=4,
-    iterations=4,
-    code_dim=6,
-    codebook_size=64,
-)
 KL = dataclasses.replace(TINY, base=KLConfig(channels=(32, 32), blocks=1, latent_dim=8))
 
 # design/STATE_DICT.md, section 6: parameters without the base, quantized latents and continuous ones

@@ -7,25 +7,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_models import SMALLEST
 from torch import Tensor
 
 from alit.base import BaseTokens
-from alit.config import AlitConfig, KLConfig, VQGANConfig
+from alit.config import AlitConfig, KLConfig
 from alit.errors import CriterionError
 from alit.selection import HELP, Candidate, Criterion, parse
 from alit.tokenizer import Alit
 
-TINY = AlitConfig(
-    base=VQGANConfig(channels=(4, 8), blocks=1, latent_dim=4, codebook_size=16, norm_groups=2),
-    image_size=8,
-    width=16,
-    depth=1,
-    heads=2,
-    latents_per_iteration=2,
-    iterations=4,
-    code_dim=4,
-    codebook_size=16,
-)
 KL = AlitConfig(
     base=KLConfig(channels=(32, 32), blocks=1, latent_dim=4), image_size=8, width=16, depth=1, heads=2, iterations=4
 )
@@ -225,19 +215,19 @@ def test_without_functions_nothing_is_imported(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- what a model can follow
 
 
-@pytest.mark.parametrize("length", TINY.lengths)
+@pytest.mark.parametrize("length", SMALLEST.lengths)
 def test_every_length_of_the_model_is_accepted(length):
-    parse(f"fixed:{length}").check(TINY)
+    parse(f"fixed:{length}").check(SMALLEST)
 
 
 @pytest.mark.parametrize("length", [1, 3, 9, 10])
 def test_a_length_that_the_model_does_not_have_is_refused_with_those_it_has(length):
     with pytest.raises(CriterionError, match=f"'fixed:{length}': this model gives 2, 4, 6, 8 tokens, not {length}"):
-        parse(f"fixed:{length}").check(TINY)
+        parse(f"fixed:{length}").check(SMALLEST)
 
 
 def test_codes_need_a_discrete_base():
-    parse("code:0.5").check(TINY)
+    parse("code:0.5").check(SMALLEST)
     with pytest.raises(CriterionError, match=r"'code:0.5' needs a discrete base; use latent:T"):
         parse("code:0.5").check(KL)
 
@@ -280,13 +270,13 @@ MODEL: list[Alit] = []
 def tiny_model() -> Alit:
     if not MODEL:
         torch.manual_seed(0)
-        MODEL.append(Alit(TINY).eval())
+        MODEL.append(Alit(SMALLEST).eval())
     return MODEL[0]
 
 
 def from_table(table: list[list[float]], threshold: float, higher_is_better: bool) -> Criterion:
     """A criterion whose scores are given: image i, told by its brightness i / 255, scores table[i][k] at length k."""
-    calls = iter(range(TINY.iterations))
+    calls = iter(range(SMALLEST.iterations))
 
     def measure(given: Candidate) -> Tensor:
         k = next(calls)
@@ -310,7 +300,7 @@ def test_each_image_stops_at_the_first_length_that_satisfies_else_at_the_longest
     for i, scores in enumerate(table):
         good = [(score >= threshold if higher else score <= threshold) for score in scores]  # False for NaN
         chosen = good.index(True) if True in good else 3
-        assert encoded.num_tokens[i] == TINY.lengths[chosen]
+        assert encoded.num_tokens[i] == SMALLEST.lengths[chosen]
         assert encoded.satisfied[i] == any(good)
         assert encoded.tried[i] == chosen + 1
         expected = np.array(scores[: chosen + 1] + [math.nan] * (3 - chosen), np.float32)
@@ -331,7 +321,7 @@ def test_a_stricter_threshold_never_shortens_an_image(table, one, other):
     assert (lengths[0] >= lengths[1]).all()
 
 
-@pytest.mark.parametrize("length", TINY.lengths)
+@pytest.mark.parametrize("length", SMALLEST.lengths)
 def test_a_fixed_length_is_always_satisfied_and_has_no_score(length):
     encoded = tiny_model().encode(numbered(3), f"fixed:{length}")
     assert encoded.num_tokens.tolist() == [length] * 3
@@ -343,6 +333,6 @@ def test_a_fixed_length_is_always_satisfied_and_has_no_score(length):
 
 def test_the_configs_criterion_is_the_default():
     model, images = tiny_model(), numbered(3)
-    default, named = model.encode(images), model.encode(images, TINY.criterion)
+    default, named = model.encode(images), model.encode(images, SMALLEST.criterion)
     assert torch.equal(default.tokens, named.tokens)
     torch.testing.assert_close(default.trace, named.trace, rtol=0, atol=0, equal_nan=True)

@@ -13,24 +13,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from small_models import TINY
 from torch import Tensor, nn
 
-from alit.config import AlitConfig, VQGANConfig
+from alit.config import AlitConfig
 from alit.errors import CriterionError
 from alit.selection import Candidate, Criterion, parse
 from alit.tokenizer import Alit, Encoded
 
-TINY = AlitConfig(
-    base=VQGANConfig(channels=(8, 16), blocks=1, latent_dim=8, codebook_size=32, norm_groups=4),
-    image_size=16,
-    width=32,
-    depth=2,
-    heads=2,
-    latents_per_iteration=4,
-    iterations=4,
-    code_dim=6,
-    codebook_size=64,
-)
 CONTINUOUS = dataclasses.replace(TINY, codebook_size=None)
 DETERMINISTIC = dataclasses.replace(TINY, halting="deterministic", halting_threshold=0.04)
 SAMPLED = dataclasses.replace(TINY, halting="sampled", halting_threshold=0.0)

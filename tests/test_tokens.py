@@ -14,24 +14,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_models import SMALLEST
 
-from alit.config import AlitConfig, VQGANConfig
 from alit.errors import DatasetError
 from alit.tokenizer import Alit, Encoded
 from alit.tokens import OWN_NAMES, Metadata, TokenDataset, kept_name, pack, reject_schema, token_rows, token_schema
 from alit.weights import Weights
 
-TINY = AlitConfig(
-    base=VQGANConfig(channels=(4, 8), blocks=1, latent_dim=4, codebook_size=16, norm_groups=2),
-    image_size=8,
-    width=16,
-    depth=1,
-    heads=2,
-    latents_per_iteration=2,
-    iterations=4,
-    code_dim=4,
-    codebook_size=16,
-)
 METADATA = Metadata(
     fingerprint="ab" * 32,
     criterion="l1:0.25",
@@ -51,7 +40,7 @@ NAN = float("nan")
 def model() -> Alit:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return Alit(TINY).eval()
+        return Alit(SMALLEST).eval()
 
 
 def weights(fingerprint: str = METADATA.fingerprint) -> Weights:

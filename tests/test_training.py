@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_models import TINY as WITHOUT_HALTING
 from torch import Tensor, nn
 
-from alit.config import AlitConfig, VQGANConfig
+from alit.config import AlitConfig
 from alit.data import random_crop, training_batches
 from alit.errors import ConfigError, TrainingError
 from alit.initialization import initialize_locally
@@ -22,19 +23,7 @@ from alit.objectives import BaseObjective, CodeRevival, DistillObjective, Losses
 from alit.tokenizer import Alit
 from alit.training import CHECKPOINT, TrainConfig, Trainer, train
 
-TINY = AlitConfig(
-    base=VQGANConfig(channels=(8, 16), blocks=1, latent_dim=8, codebook_size=32, norm_groups=4),
-    image_size=16,
-    width=32,
-    depth=2,
-    heads=2,
-    latents_per_iteration=4,
-    iterations=4,
-    code_dim=6,
-    codebook_size=64,
-    halting="sampled",
-    halting_threshold=0.03,
-)
+TINY = dataclasses.replace(WITHOUT_HALTING, halting="sampled", halting_threshold=0.03)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """A weights folder is read whole or refused with a sentence, and written whole or not at all."""
 
 import copy
+import dataclasses
 import json
 import os
 import pickle
@@ -11,25 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_models import SMALLEST
 
 from alit import weights as module
-from alit.config import AlitConfig, VQGANConfig
 from alit.errors import WeightsError
 from alit.tokenizer import Alit
 from alit.weights import fingerprint, load_weights, save_weights
 
-TINY = AlitConfig(
-    base=VQGANConfig(channels=(4, 8), blocks=1, latent_dim=4, codebook_size=16, norm_groups=2),
-    image_size=8,
-    width=16,
-    depth=1,
-    heads=2,
-    latents_per_iteration=2,
-    iterations=4,
-    code_dim=4,
-    codebook_size=16,
-    halting="sampled",
-)
+TINY = dataclasses.replace(SMALLEST, halting="sampled")
 PROVENANCE = {"steps": 3, "data": ["a", "b"]}
 
 
