@@ -18,9 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from alit.errors import TrainingError
-from alit.images import decode_image
-
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+from alit.images import EXTENSIONS, decode_image
 
 
 def read_photographs(path: str | Path) -> list[bytes]:

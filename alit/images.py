@@ -65,6 +65,8 @@ _FOREIGN_SIGNATURES = (
     ("Windows icon", re.compile(rb"\0\0[\1\2]\0")),
     ("SVG", re.compile(rb"\s*(<\?xml[^>]*>\s*)?<svg\b")),
 )
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+"""Names of files that are taken for images; what they are is told by their bytes alone."""
 _FORMATS = "JPEG, PNG, WebP, GIF, BMP or TIFF"
 
 _UPRIGHT: dict[int | None, Image.Transpose] = {  # EXIF orientation -> what undoes it

@@ -168,12 +168,13 @@ class DistillObjective:
             assert output.predictions_BGO is not None
             predictions = output.predictions_BGO.float()
             latents = model.base.predicted(predictions, "soft")
-            loss = self.latent_weight * F.mse_loss(latents, base.target_BDhw) / spread
+            latent = F.mse_loss(latents, base.target_BDhw) / spread
+            parts[f"latent_{k}"] = latent.detach()
+            loss = self.latent_weight * latent
             if base.ids_BG is not None:
                 code = F.cross_entropy(predictions.flatten(0, 1), base.ids_BG.flatten())
                 loss = loss + self.code_weight * code
                 parts[f"code_{k}"] = code.detach()
-            parts[f"latent_{k}"] = (F.mse_loss(latents, base.target_BDhw) / spread).detach()
             if self.pixel_weight and step >= self.pixel_from and k == with_pixels:
                 l1 = (model.base.decode(latents).float() - images).abs().mean()
                 loss = loss + self.pixel_weight * l1

@@ -182,9 +182,10 @@ def train(
                 break
             numbers = trainer.train_step(images)
             step = trainer.step
-            if step % config.validate_every == 0 or step == config.steps:
+            validated = step % config.validate_every == 0 or step == config.steps
+            if validated:
                 numbers |= validate(trainer.ema)
-            if len(numbers) and (step % config.log_every == 0 or step == config.steps):
+            if validated or step % config.log_every == 0:
                 rate = (step - first) * config.batch_size / (time.monotonic() - started)
                 left = (config.steps - step) * config.batch_size / rate / 60
                 row = {"step": step, "images_per_second": round(rate, 2)} | numbers

@@ -8,7 +8,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,26 +16,23 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from alit.images import Limits
 from alit.selection import Candidate, Criterion, parse
 from alit.tokenizer import Alit
 from alit.weights import load_weights
-from jobs.inputs import InputError, Plan, make_plan, read_shard
+from jobs.inputs import InputError, Plan, make_plan
 from jobs.runner import keep_freed_memory, local_cpus
-from jobs.shards import Job, decode_rows, decoded_batches, encode_pixels, metadata_of
+from jobs.shards import Job, decoded_batches, decoded_plan, encode_pixels, metadata_of
 from jobs.storage import place
 from jobs.tokenize import tokenize
 
 
 def _images(source: str, size: int, most: int, image_column: str) -> np.ndarray:
     """The first images of an input at the model's size, uint8 [B, S, S, 3]."""
-    plan, limits, found = make_plan(source, rows_per_file=256, image_column=image_column), Limits(), []
-    with ThreadPoolExecutor() as pool:
-        for shard in plan.shards:
-            rows = read_shard(plan.source, shard, limits.max_bytes, pool)
-            found.append(decode_rows(rows, size, limits, pool.map).pixels)
-            if sum(map(len, found)) >= most:
-                break
+    found = []
+    for decoded in decoded_plan(make_plan(source, rows_per_file=256, image_column=image_column), size, most):
+        found.append(decoded.pixels)
+        if sum(map(len, found)) >= most:
+            break
     return np.concatenate(found)[:most]
 
 

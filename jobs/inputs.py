@@ -20,10 +20,9 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from alit.errors import AlitError
+from alit.images import EXTENSIONS
 from alit.tokens import kept_name
 from jobs.storage import Place, place
-
-IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 
 
 class InputError(AlitError):
@@ -130,7 +129,8 @@ def make_plan(
     if rows_per_file < 1:
         raise InputError(f"--rows-per-file must be at least 1, got {rows_per_file}")
     root, names = _list(uri)
-    pictures = [name for name in names if os.path.splitext(name)[1].lower() in {e.encode() for e in IMAGE_EXTENSIONS}]
+    extensions = {extension.encode() for extension in EXTENSIONS}
+    pictures = [name for name in names if os.path.splitext(name)[1].lower() in extensions]
     tables = [name for name in names if name.lower().endswith(b".parquet")]
     if pictures:
         if keep or id_column:
@@ -140,7 +140,7 @@ def make_plan(
     if tables:
         return _plan_parquet(root, tables, rows_per_file, tuple(keep), image_column, id_column)
     raise InputError(
-        f"no images in {uri!r}: looked for {', '.join(sorted(IMAGE_EXTENSIONS))} and .parquet files, at any depth"
+        f"no images in {uri!r}: looked for {', '.join(sorted(EXTENSIONS))} and .parquet files, at any depth"
     )
 
 

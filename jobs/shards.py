@@ -22,11 +22,11 @@ import alit
 from alit.config import AlitConfig
 from alit.errors import AlitError
 from alit.images import JPEG_DECODING, ImageError, Limits, decode_image
-from alit.selection import parse
+from alit.selection import Criterion, parse
 from alit.tokenizer import Alit, Encoded
 from alit.tokens import DATA, REJECTS, Metadata, pack, reject_schema, token_schema
 from alit.weights import PREPROCESSING, Weights, load_weights
-from jobs.inputs import Rows, Shard, Source, read_batches
+from jobs.inputs import Plan, Rows, Shard, Source, read_batches
 from jobs.runner import keep_freed_memory
 from jobs.storage import Place
 
@@ -132,7 +132,7 @@ def decode_rows(rows: Rows, size: int, limits: Limits, run: Callable[..., Any] =
     return Decoded(rows.ids, good, pixels, sizes, rejects, rows.kept)
 
 
-def encode_pixels(model: Alit, pixels: np.ndarray, criterion: Any) -> Encoded:
+def encode_pixels(model: Alit, pixels: np.ndarray, criterion: Criterion) -> Encoded:
     """Pixels [B, S, S, 3] to tokens; only bytes cross to the model's device."""
     images = torch.from_numpy(pixels).to(model.encoder.positions.device, non_blocking=True)
     return model.encode(images.permute(0, 3, 1, 2), criterion)
@@ -225,6 +225,15 @@ def decoded_batches(job: Job, shard: Shard, threads: int = DECODE_THREADS) -> It
         while (decoded := waiting.popleft().result()) is not None:
             waiting.append(ahead.submit(following))
             yield decoded
+
+
+def decoded_plan(plan: Plan, size: int, batch_size: int) -> Iterator[Decoded]:
+    """A whole input's images in batches, for those who only look at the first ones."""
+    limits = Limits()
+    with ThreadPoolExecutor() as pool:
+        for shard in plan.shards:
+            for rows in read_batches(plan.source, shard, batch_size, limits.max_bytes, pool):
+                yield decode_rows(rows, size, limits, pool.map)
 
 
 # -------------------------------------------------------------------- Ray stages

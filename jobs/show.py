@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from alit.images import Limits, encode_image, to_uint8
+from alit.images import encode_image, to_uint8
 from alit.selection import parse
 from alit.tokens import TokenDataset
 from alit.weights import Weights, load_weights
-from jobs.inputs import InputError, Plan, make_plan, read_batches
+from jobs.inputs import InputError, make_plan
 from jobs.page import Picture, Summary, render
-from jobs.shards import Decoded, decode_rows
+from jobs.shards import Decoded, decoded_plan
 from jobs.storage import place
 
 BATCH = 32
@@ -58,7 +56,7 @@ def show(
     rows = tokens.table(["id", "num_tokens", "satisfied"])
     chosen = {row["id"]: row for row in rows.to_pylist()}
     cards: list[Picture] = []
-    for decoded in _decoded(plan, loaded.model.config.image_size):
+    for decoded in decoded_plan(plan, loaded.model.config.image_size, BATCH):
         ids = [name for name, good in zip(decoded.ids, decoded.good, strict=True) if good]
         known = [i for i, name in enumerate(ids) if name in chosen][: pictures - len(cards)]
         if known:
@@ -87,14 +85,6 @@ def show(
     rejects = [(row["id"], row["reason"], row["message"]) for row in tokens.rejects().slice(0, 200).to_pylist()]
     place(str(page)).write(render(summary, cards, rejects).encode())
     return len(cards)
-
-
-def _decoded(plan: Plan, size: int) -> Iterator[Decoded]:
-    limits = Limits()
-    with ThreadPoolExecutor() as pool:
-        for shard in plan.shards:
-            for part in read_batches(plan.source, shard, BATCH, limits.max_bytes, pool):
-                yield decode_rows(part, size, limits, pool.map)
 
 
 def _cards(

@@ -3,9 +3,10 @@
 import copy
 import dataclasses
 import io
+import json
 from collections.abc import Iterator
 from functools import cache
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from alit.errors import ConfigError, TrainingError
 from alit.initialization import initialize_locally
 from alit.objectives import BaseObjective, CodeRevival, DistillObjective, Losses
 from alit.tokenizer import Alit
-from alit.training import CHECKPOINT, TrainConfig, Trainer, train
+from alit.training import CHECKPOINT, LOG, TrainConfig, Trainer, train
 
 TINY = dataclasses.replace(WITHOUT_HALTING, halting="sampled", halting_threshold=0.03)
 
@@ -246,6 +247,15 @@ def test_a_run_that_has_ended_ends_at_once_when_started_again(tmp_path):
     train(again, lambda step: iter([images_u8()]), tmp_path, validate=no_validation, report=quiet)
     assert again.step == 1
     assert same_state(again.model, trainer.model)
+
+
+def test_what_was_validated_is_logged_also_between_the_steps_that_are(tmp_path):
+    model = fresh()
+    config = dataclasses.replace(settings(4), log_every=100, validate_every=3)
+    trainer = Trainer(model, BaseObjective(model), config)
+    train(trainer, lambda step: repeat(images_u8()), tmp_path, validate=lambda model: {"val": 1.0}, report=quiet)
+    rows = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
+    assert [(row["step"], row["val"]) for row in rows] == [(3, 1.0), (4, 1.0)]
 
 
 def test_a_folder_without_a_checkpoint_starts_anew(tmp_path):
