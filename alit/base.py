@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from alit.config import CodeMixing, KLConfig, VQGANConfig
+from alit.layers import full_precision
 
 
 class BaseTokens(NamedTuple):
@@ -41,6 +42,11 @@ class Base(Protocol):
 
     prediction_dim: int
     """Numbers the distillation decoder predicts per base token: logits over the codebook, or the latent itself."""
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight that makes the pixels, where adversarial losses are balanced."""
+        ...
 
     def encode(self, images_BCHW: Tensor) -> BaseTokens:
         """Images in [0, 1] to base tokens."""
@@ -137,12 +143,17 @@ class VQGAN(nn.Module):
         self.decoder = VQGANDecoder(config)
         self.codebook = nn.Embedding(config.codebook_size, config.latent_dim)
 
+    @property
+    def last_layer(self) -> Tensor:
+        return self.decoder.conv_out.weight
+
     def nearest(self, latents_BDhw: Float[Tensor, "B D h w"]) -> Tensor:
         """The nearest codebook row of each latent, as ids [B, G] in raster order; in fp32."""
-        flat = rearrange(latents_BDhw, "b d h w -> b (h w) d").float()
-        rows = self.codebook.weight.float()
-        # |z - e|^2 without |z|^2, which is the same for every row
-        return (rows.square().sum(-1) - 2 * flat @ rows.T).argmin(-1)
+        with full_precision(latents_BDhw):
+            flat = rearrange(latents_BDhw, "b d h w -> b (h w) d").float()
+            rows = self.codebook.weight.float()
+            # |z - e|^2 without |z|^2, which is the same for every row
+            return (rows.square().sum(-1) - 2 * flat @ rows.T).argmin(-1)
 
     def lookup(self, ids_BG: Tensor, height: int) -> Tensor:
         return rearrange(self.codebook(ids_BG), "b (h w) d -> b d h w", h=height)
@@ -186,6 +197,15 @@ class KL(nn.Module):
             "norm_num_groups": 32,
         }
         self.autoencoder: Any = AutoencoderKL(**layout)
+
+    @property
+    def last_layer(self) -> Tensor:
+        return self.autoencoder.decoder.conv_out.weight
+
+    def posterior(self, images_BCHW: Float[Tensor, "B 3 H W"]) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the latents, unscaled, [B, D, h, w] each; for training."""
+        found = self.autoencoder.encode(images_BCHW).latent_dist
+        return found.mean, found.logvar
 
     def encode(self, images_BCHW: Float[Tensor, "B 3 H W"]) -> BaseTokens:
         latents = self.autoencoder.encode(images_BCHW).latent_dist.mean * self.latent_scale

@@ -14,6 +14,7 @@ import math
 import operator
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -33,6 +34,7 @@ from alit.errors import AlitError, ConfigError
 Pixels = UInt8[np.ndarray, "H W 3"]
 FloatImages = Float[Any, "B 3 H W"]  # a torch tensor or an ndarray; torch itself is not needed here
 PixelBatch = UInt8[np.ndarray, "B H W 3"]
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels from the upper left corner
 
 Reason = Literal[
     "empty",  # no bytes
@@ -152,6 +154,24 @@ def decode_image(data: bytes, size: int, limits: Limits = DEFAULT_LIMITS) -> Dec
         ImageError: The bytes cannot be decoded, whatever they are; nothing else is raised for bad data.
         ValueError: `size` is below 1.
     """
+    return decode_square(data, size, _centre, limits)
+
+
+def decode_square(
+    data: bytes, size: int, choose: Callable[[int, int], Box], limits: Limits = DEFAULT_LIMITS
+) -> DecodedImage:
+    """A square of an image file's picture; all else is as in `decode_image`.
+
+    Args:
+        data: The file's bytes.
+        size: Side of the result in pixels, at least 1.
+        choose: The square, out of the picture's width and height in pixels, as displayed.
+        limits: Checked before any pixel is decoded.
+
+    Raises:
+        ImageError: The bytes cannot be decoded, whatever they are; nothing else is raised for bad data.
+        ValueError: `size` is below 1.
+    """
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
     try:
@@ -162,7 +182,7 @@ def decode_image(data: bytes, size: int, limits: Limits = DEFAULT_LIMITS) -> Dec
         if (turn := _UPRIGHT.get(_orientation(source))) is not None:  # a TIFF is upright once loaded
             image = image.transpose(turn)  # before resampling, so that equal pictures give equal pixels
         width, height = image.size
-        image, box = _centre_square(image, size)
+        image, box = _cut_down(image, choose(width, height), size)
         square = _to_srgb(image, profile).resize((size, size), Image.Resampling.BICUBIC, box=box)
         # np.array, not asarray: Pillow's buffer is read-only, which torch.from_numpy warns of.
         return DecodedImage(np.array(square), width, height)
@@ -291,20 +311,26 @@ def _orientation(source: ImageFile.ImageFile) -> int | None:
         return None
 
 
-def _centre_square(image: Image.Image, size: int) -> tuple[Image.Image, tuple[float, float, float, float]]:
-    """The image and, in its coordinates, the box of its centre square.
+def _centre(width: int, height: int) -> Box:
+    """The largest square in the middle."""
+    short = min(width, height)
+    left, top = (width - short) / 2, (height - short) / 2
+    return left, top, left + short, top + short
+
+
+def _cut_down(image: Image.Image, box: Box, size: int) -> tuple[Image.Image, Box]:
+    """The image and, in its coordinates, the box of the square to resample.
 
     A panorama is first cut down to what the resampling will read: the same pixels, cheaper to convert.
     """
-    short = min(image.size)
-    left, top = (image.width - short) / 2, (image.height - short) / 2
-    if max(image.size) > 2 * short:  # for squarer images the copy would cost more than it saves
-        margin = math.ceil(2 * max(1, short / size)) + 1  # the filter reaches 2 pixels of the coarser image
-        x, y = max(0, math.floor(left) - margin), max(0, math.floor(top) - margin)
-        right, bottom = math.ceil(left + short) + margin, math.ceil(top + short) + margin
-        image = image.crop((x, y, min(image.width, right), min(image.height, bottom)))
-        left, top = left - x, top - y
-    return image, (left, top, left + short, top + short)
+    if max(image.size) <= 2 * min(image.size):  # for squarer images the copy would cost more than it saves
+        return image, box
+    left, top, right, bottom = box
+    margin = math.ceil(2 * max(1, (right - left) / size)) + 1  # the filter reaches 2 pixels of the coarser image
+    x, y = max(0, math.floor(left) - margin), max(0, math.floor(top) - margin)
+    end_x, end_y = math.ceil(right) + margin, math.ceil(bottom) + margin
+    image = image.crop((x, y, min(image.width, end_x), min(image.height, end_y)))
+    return image, (left - x, top - y, right - x, bottom - y)
 
 
 def _to_srgb(image: Image.Image, profile: object) -> Image.Image:

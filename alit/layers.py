@@ -5,11 +5,19 @@ Shapes: B batch, S sequence, D width, H heads.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """A context without autocast on x's device: choosing the nearest of many codes needs all the digits."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 class Attention(nn.Module):
@@ -50,7 +58,14 @@ class Block(nn.Module):
         self.attention = Attention(width, heads)
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.recompute = False
+        """Whether training keeps the block's input alone, and computes the rest once more on the way back."""
 
     def forward(self, x_BSD: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._forward, x_BSD, use_reentrant=False)
+        return self._forward(x_BSD)
+
+    def _forward(self, x_BSD: Tensor) -> Tensor:
         x_BSD = x_BSD + self.attention(self.norm_attention(x_BSD))
         return x_BSD + self.mlp(self.norm_mlp(x_BSD))

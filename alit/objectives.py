@@ -1,23 +1,28 @@
-"""Training objectives: one step's losses for the base tokenizer and for the latent distillation.
+"""Training objectives: what each stage trains, and one step's losses.
 
-Shapes: B batch, G base tokens, O prediction width, K codebook size, C code width.
+An objective sees the images of one worker; where its losses are no means over images, it asks `alit.distributed` for
+the whole batch.
+
+Shapes: B batch, G base tokens, O prediction width, K iterations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from alit.base import VQGAN, BaseTokens
+from alit import distributed
+from alit.adversarial import Adversary, DiscriminatorPerLength, PatchDiscriminator
+from alit.base import KL, VQGAN, BaseTokens
+from alit.perceptual import Perceptual
+from alit.recipe import AdversarialRecipe, BaseRecipe, DistillRecipe, FinetuneRecipe, Recipe
+from alit.revival import CodeRevival
 from alit.tokenizer import Alit
-
-PUBLISHED_WEIGHTS = (2.5, 2.0, 1.5, 1.25)
-"""Cross-entropy weights of the first iterations in the published first stage; 1 from there on."""
 
 
 class Losses(NamedTuple):
@@ -26,141 +31,185 @@ class Losses(NamedTuple):
     """Detached scalars to log."""
 
 
-@runtime_checkable
-class Objective(Protocol):
-    """A training stage: which parameters it trains and what it asks of them."""
+class Objective(ABC):
+    """A training stage: which parameters it trains and what it asks of them.
 
-    def trainable(self, model: Alit) -> list[tuple[str, nn.Parameter]]: ...
+    Attributes:
+        adversary: the discriminator's side, where the stage has one.
+        revival: the upkeep of the codebook that it trains, where there is one.
+    """
 
-    def losses(self, model: Alit, images: Tensor, step: int, generator: torch.Generator) -> Losses: ...
+    adversary: Adversary | None = None
+    revival: CodeRevival | None = None
 
-    def after_step(self, step: int, generator: torch.Generator) -> None:
+    @abstractmethod
+    def trainable(self, model: Alit) -> list[tuple[str, nn.Parameter]]:
+        """The parameters that it trains, under their names in the model."""
+
+    @abstractmethod
+    def losses(self, model: Alit, images: Tensor, step: int, generator: torch.Generator) -> Losses:
+        """Of float images [B, 3, H, W] in [0, 1]; the generator is in the same state on every worker."""
+
+    def codebook(self, model: Alit) -> Tensor:
+        """What `revival` keeps in use."""
+        assert model.codebook is not None
+        return model.codebook.weight
+
+    def after_step(self, model: Alit, step: int, generator: torch.Generator) -> None:
         """Upkeep outside the gradient."""
-        ...
-
-    def state_dict(self) -> dict[str, Tensor]: ...
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+        if self.revival is not None:
+            self.revival.revive(self.codebook(model), step, generator)
 
 
-class CodeRevival:
-    """Keeps every code in use: a code that is hardly ever chosen is moved onto a vector of the current batch."""
-
-    def __init__(self, codebook: Tensor, *, decay: float = 0.99, every: int = 20, floor: float = 0.05) -> None:
-        self.codebook = codebook
-        self.decay, self.every, self.floor = decay, every, floor
-        self.usage = torch.zeros(len(codebook))
-        self.vectors = torch.zeros(0, codebook.shape[1])
-
-    def observe(self, ids: Tensor, vectors: Tensor) -> None:
-        """Counts one batch: ids [M] and the vectors [M, C] that they were chosen for."""
-        counts = torch.bincount(ids.reshape(-1), minlength=len(self.usage)).to(self.usage.dtype).cpu()
-        self.usage.lerp_(counts / counts.sum(), 1 - self.decay)
-        self.vectors = vectors.detach().reshape(-1, vectors.shape[-1])
-
-    @torch.no_grad()
-    def revive(self, step: int, generator: torch.Generator) -> None:
-        if (step + 1) % self.every or not len(self.vectors):
-            return
-        dead = (self.usage < self.floor / len(self.usage)).nonzero().squeeze(-1)
-        if step > self.every:  # a few at a time, so that the decoder can follow; all of them to begin with
-            dead = dead[torch.randperm(len(dead), generator=generator)[: len(self.usage) // 16]]
-        chosen = torch.randint(len(self.vectors), (len(dead),), generator=generator)
-        self.codebook[dead] = self.vectors[chosen].to(self.codebook.dtype)
-        self.usage[dead] = 1 / len(self.usage)
+def objective_for(model: Alit, recipe: Recipe, perceptual: Perceptual | None = None) -> Objective:
+    """The objective that a recipe describes."""
+    if isinstance(recipe, BaseRecipe):
+        return BaseObjective(model, recipe, perceptual)
+    if isinstance(recipe, FinetuneRecipe):
+        return FinetuneObjective(model, recipe, perceptual)
+    assert isinstance(recipe, DistillRecipe)
+    return DistillObjective(model, recipe)
 
 
 def no_decay(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim < 2 or "codebook" in name or "position" in name or "embedding" in name or "token" in name
 
 
-class BaseObjective:
-    """L1, codebook and commitment loss of the VQGAN base."""
+def _used(model: Alit, name: str) -> bool:
+    """Whether a parameter takes part at all: image tokens are masked with halting only."""
+    return name != "encoder.mask_token" or model.config.halting != "off"
 
-    def __init__(self, model: Alit, *, commitment: float = 0.1, quantize_from: int = 300) -> None:
-        assert isinstance(model.base, VQGAN), "only a VQGAN base is trained from pixels"
-        self.commitment = commitment
-        self.quantize_from = quantize_from
-        self.revival = CodeRevival(model.base.codebook.weight)
+
+def _halting_noise(model: Alit, count: int, generator: torch.Generator) -> Tensor | None:
+    """Noise for this worker's images out of what was drawn for the whole batch, [K, B, G]."""
+    if model.config.halting != "sampled":
+        return None
+    batch = count * distributed.workers()
+    noise = torch.rand(model.config.iterations, batch, model.config.grid**2, generator=generator)
+    return distributed.own_rows(noise, dim=1).to(model.encoder.positions.device)
+
+
+class PixelLoss:
+    """L1, LPIPS and the adversary on decoded images, shared by the stages that look at pixels."""
+
+    def __init__(self, recipe: AdversarialRecipe, perceptual: Perceptual | None, lengths: int) -> None:
+        self.perceptual, self.perceptual_weight = perceptual, recipe.perceptual_weight
+        self.adversary = None
+        if recipe.gan_weight:
+            size = {"width": recipe.discriminator_width, "layers": recipe.discriminator_layers}
+            kind = PatchDiscriminator if recipe.discriminator == "shared" else DiscriminatorPerLength
+            # initial values from the recipe's seed, whatever was drawn before
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(recipe.seed)
+                discriminator = kind(lengths, **size)
+            self.adversary = Adversary(
+                discriminator, weight=recipe.gan_weight, start=recipe.gan_from, ramp=recipe.gan_ramp
+            )
+
+    def __call__(self, model: Alit, images: Tensor, decoded: Tensor, length: int, step: int) -> Losses:
+        decoded = decoded.float()
+        total = l1 = (decoded - images).abs().mean()
+        parts = {"l1": l1.detach()}
+        if self.perceptual is not None and self.perceptual_weight:
+            perceptual = self.perceptual(images, decoded).mean()
+            total = total + self.perceptual_weight * perceptual
+            parts["perceptual"] = perceptual.detach()
+        if self.adversary is not None:
+            pull = self.adversary.generator_loss(images, decoded, length, step, total, model.base.last_layer)
+            if pull is not None:
+                total = total + pull
+                parts["gan"] = pull.detach()
+        return Losses(total, parts)
+
+
+class BaseObjective(Objective):
+    """The base tokenizer from pixels: reconstruction, and codebook and commitment loss or KL divergence."""
+
+    def __init__(self, model: Alit, recipe: BaseRecipe, perceptual: Perceptual | None = None) -> None:
+        self.recipe = recipe
+        self.pixels = PixelLoss(recipe, perceptual, lengths=1)
+        self.adversary = self.pixels.adversary
+        discrete = isinstance(model.base, VQGAN)
+        self.revival = CodeRevival(model.base.prediction_dim) if discrete else None
 
     def trainable(self, model: Alit) -> list[tuple[str, nn.Parameter]]:
-        return list(model.base.named_parameters())
+        return [(f"base.{name}", parameter) for name, parameter in model.base.named_parameters()]
+
+    def codebook(self, model: Alit) -> Tensor:
+        assert isinstance(model.base, VQGAN)
+        return model.base.codebook.weight
 
     def losses(self, model: Alit, images: Tensor, step: int, generator: torch.Generator) -> Losses:
-        assert isinstance(model.base, VQGAN)
-        base = model.base.encode(images)
-        assert base.ids_BG is not None
-        latents, rows = base.latents_BDhw.float(), base.target_BDhw.float()
+        latents, extra, name = (
+            self._discrete(model.base, images, step)
+            if isinstance(model.base, VQGAN)
+            else self._continuous(model.base, images, generator)
+        )
+        losses = self.pixels(model, images, model.base.decode(latents), 0, step)
+        return Losses(losses.total + extra, losses.parts | {name: extra.detach()})
+
+    def _discrete(self, base: VQGAN, images: Tensor, step: int) -> tuple[Tensor, Tensor, str]:
+        tokens = base.encode(images)
+        assert tokens.ids_BG is not None
+        assert self.revival is not None
+        latents, rows = tokens.latents_BDhw.float(), tokens.target_BDhw.float()
         # without quantization first, and without commitment: too early a codebook folds the latents into the few
         # dimensions of colour, and they stay there
-        quantized = step >= self.quantize_from
-        decoded = latents + (rows - latents).detach() if quantized else latents
-        l1 = (model.base.decode(decoded).float() - images).abs().mean()
-        codebook = F.mse_loss(rows, latents.detach())
-        commitment = F.mse_loss(latents, rows.detach()) if quantized else latents.new_zeros(())
-        self.revival.observe(base.ids_BG, rearrange(latents, "b d h w -> (b h w) d"))
-        total = l1 + codebook + self.commitment * commitment
-        return Losses(total, {"l1": l1.detach(), "codebook": codebook.detach()})
+        quantized = step >= self.recipe.quantize_from
+        loss = F.mse_loss(rows, latents.detach())
+        if quantized:
+            loss = loss + self.recipe.commitment * F.mse_loss(latents, rows.detach())
+        self.revival.observe(tokens.ids_BG, rearrange(latents, "b d h w -> (b h w) d"))
+        return latents + (rows - latents).detach() if quantized else latents, loss, "codebook"
 
-    def after_step(self, step: int, generator: torch.Generator) -> None:
-        self.revival.revive(step, generator)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"usage": self.revival.usage}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.revival.usage.copy_(state["usage"])
+    def _continuous(self, base: KL, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, str]:
+        mean, log_variance = (part.float() for part in base.posterior(images))
+        shape = (len(mean) * distributed.workers(), *mean.shape[1:])
+        noise = distributed.own_rows(torch.randn(shape, generator=generator)).to(mean)
+        latents = (mean + (0.5 * log_variance).exp() * noise) * base.latent_scale
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum((1, 2, 3)).mean()
+        return latents, self.recipe.kl_weight * divergence, "kl"
 
 
-class DistillObjective:
-    """Latent distillation on a frozen base: predict its tokens from the latents of some iterations (the first stage).
+class DistillObjective(Objective):
+    """The first stage: on a frozen base, predict its tokens from the latents of all or some iterations."""
 
-    Args:
-        iterations: how many of the iterations are supervised each step, drawn at random; None for all of them.
-        quantize_from, quantize_over: steps at which, and over how many, codes go from continuous to quantized.
-        latent_weight: of the squared error of the predicted base latents, relative to their variance.
-        pixel_weight: of the L1 error of the decoded image, for one of the supervised iterations.
-        pixel_from: the step from which pixels count.
-        iteration_weights: of each iteration's loss; 1 where the list ends.
-    """
-
-    def __init__(
-        self,
-        model: Alit,
-        *,
-        iterations: int | None = None,
-        quantize_from: int = 0,
-        quantize_over: int = 1,
-        code_weight: float = 1.0,
-        latent_weight: float = 1.0,
-        pixel_weight: float = 0.0,
-        pixel_from: int = 0,
-        iteration_weights: Sequence[float] = PUBLISHED_WEIGHTS,
-    ) -> None:
-        self.iterations = iterations or model.config.iterations
-        self.quantize_from, self.quantize_over = quantize_from, quantize_over
-        self.code_weight, self.latent_weight = code_weight, latent_weight
-        self.pixel_weight, self.pixel_from = pixel_weight, pixel_from
-        self.iteration_weights = tuple(iteration_weights)
-        self.revival = CodeRevival(model.codebook.weight, floor=0.15) if model.codebook is not None else None
+    def __init__(self, model: Alit, recipe: DistillRecipe) -> None:
+        self.recipe = recipe
+        self.iterations = min(recipe.grad_iterations or model.config.iterations, model.config.iterations)
+        size = model.config.codebook_size
+        self.revival = CodeRevival(size, floor=0.15) if size else None
 
     def trainable(self, model: Alit) -> list[tuple[str, nn.Parameter]]:
-        return [(name, p) for name, p in model.named_parameters() if not name.startswith("base.")]
+        named = model.named_parameters()
+        return [(name, p) for name, p in named if not name.startswith("base.") and _used(model, name)]
+
+    def _supervised(self, iterations: int, generator: torch.Generator) -> list[int]:
+        """Which iterations, from 0, this step supervises; the last of them is the rollout's depth."""
+        depth = iterations
+        if self.recipe.sample_depth:
+            depth = 1 + int(torch.randint(iterations, (), generator=generator))
+        return sorted(torch.randperm(depth, generator=generator)[: self.iterations].tolist())
 
     def losses(self, model: Alit, images: Tensor, step: int, generator: torch.Generator) -> Losses:
+        recipe = self.recipe
         with torch.no_grad():
             base = model.base.encode(images)
             base = BaseTokens(base.latents_BDhw.float(), base.target_BDhw.float(), base.ids_BG)
-            spread = base.target_BDhw.var().clamp_min(1e-8)  # an untrained base may choose one code only
-        count = model.config.iterations
-        chosen = sorted(torch.randperm(count, generator=generator)[: self.iterations].tolist())
+            mean = distributed.averaged(base.target_BDhw.mean())
+            spread = distributed.averaged((base.target_BDhw - mean).square().mean())
+            spread = spread.clamp_min(1e-8)  # an untrained base may choose one code only
+        chosen = self._supervised(model.config.iterations, generator)
         with_pixels = chosen[int(torch.randint(len(chosen), (), generator=generator))]
-        strength = min(1.0, max(0.0, (step - self.quantize_from + 1) / self.quantize_over))
-        halting_noise = generator if model.config.halting == "sampled" else None
         total = images.new_zeros(())
         parts: dict[str, Tensor] = {}
         rollout = model.rollout(
-            images, base=base, iterations=chosen[-1] + 1, predict=chosen, generator=halting_noise, strength=strength
+            images,
+            base=base,
+            iterations=chosen[-1] + 1,
+            predict=chosen,
+            halting_noise=_halting_noise(model, len(images), generator),
+            strength=min(1.0, max(0.0, (step - recipe.quantize_from + 1) / recipe.quantize_over)),
         )
         for k, output in enumerate(rollout):
             if k not in chosen:
@@ -168,30 +217,55 @@ class DistillObjective:
             assert output.predictions_BGO is not None
             predictions = output.predictions_BGO.float()
             latents = model.base.predicted(predictions, "soft")
-            latent = F.mse_loss(latents, base.target_BDhw) / spread
+            latent = F.mse_loss(latents.float(), base.target_BDhw) / spread
             parts[f"latent_{k}"] = latent.detach()
-            loss = self.latent_weight * latent
+            loss = recipe.latent_weight * latent
             if base.ids_BG is not None:
                 code = F.cross_entropy(predictions.flatten(0, 1), base.ids_BG.flatten())
-                loss = loss + self.code_weight * code
+                loss = loss + recipe.code_weight * code
                 parts[f"code_{k}"] = code.detach()
-            if self.pixel_weight and step >= self.pixel_from and k == with_pixels:
+            if recipe.pixel_weight and step >= recipe.pixel_from and k == with_pixels:
                 l1 = (model.base.decode(latents).float() - images).abs().mean()
-                loss = loss + self.pixel_weight * l1
+                loss = loss + recipe.pixel_weight * l1
                 parts["l1"] = l1.detach()
-            weight = self.iteration_weights[k] if k < len(self.iteration_weights) else 1.0
+            weight = recipe.iteration_weights[k] if k < len(recipe.iteration_weights) else 1.0
             total = total + weight * loss + output.quantizer_loss
             if self.revival is not None and output.ids_BN is not None:
                 self.revival.observe(output.ids_BN, F.normalize(output.unquantized_BNC.float(), dim=-1))
         return Losses(total, parts)
 
-    def after_step(self, step: int, generator: torch.Generator) -> None:
-        if self.revival is not None:
-            self.revival.revive(step, generator)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {} if self.revival is None else {"usage": self.revival.usage}
+class FinetuneObjective(Objective):
+    """Everything trained on the pixels of one length per step, each length in turn (the second stage).
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        if self.revival is not None:
-            self.revival.usage.copy_(state["usage"])
+    The base's codebook stays: predictions are mixtures of its rows.
+    """
+
+    def __init__(self, model: Alit, recipe: FinetuneRecipe, perceptual: Perceptual | None = None) -> None:
+        self.recipe = recipe
+        self.pixels = PixelLoss(recipe, perceptual, lengths=model.config.iterations)
+        self.adversary = self.pixels.adversary
+        size = model.config.codebook_size
+        self.revival = CodeRevival(size) if size else None
+
+    def trainable(self, model: Alit) -> list[tuple[str, nn.Parameter]]:
+        frozen = "base.codebook.weight"
+        return [(name, p) for name, p in model.named_parameters() if name != frozen and _used(model, name)]
+
+    def losses(self, model: Alit, images: Tensor, step: int, generator: torch.Generator) -> Losses:
+        k = step % model.config.iterations
+        base = model.base.encode(images)
+        noise = _halting_noise(model, len(images), generator)
+        *_, output = model.rollout(images, base=base, iterations=k + 1, predict=[k], halting_noise=noise)
+        assert output.predictions_BGO is not None
+        predictions = output.predictions_BGO.float()
+        losses = self.pixels(model, images, model.base.decode(model.base.predicted(predictions, "soft")), k, step)
+        total = losses.total + output.quantizer_loss
+        parts = losses.parts | {"quantizer": output.quantizer_loss.detach()}
+        if self.recipe.code_weight and base.ids_BG is not None:
+            code = F.cross_entropy(predictions.flatten(0, 1), base.ids_BG.flatten())
+            total = total + self.recipe.code_weight * code
+            parts["code"] = code.detach()
+        if self.revival is not None and output.ids_BN is not None:
+            self.revival.observe(output.ids_BN, F.normalize(output.unquantized_BNC.float(), dim=-1))
+        return Losses(total, {f"{name}_{k}" if name == "l1" else name: value for name, value in parts.items()})

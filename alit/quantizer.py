@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from alit.layers import full_precision
+
 
 class Quantized(NamedTuple):
     """What quantizing one batch of codes gives."""
@@ -36,7 +38,7 @@ class LatentCodebook(nn.Module):
 
     def ids(self, codes_BNC: Float[Tensor, "*batch C"]) -> Int[Tensor, "*batch"]:
         """The nearest row of each code; scaling a code does not change its id, so it need not be normalised."""
-        with torch.autocast(codes_BNC.device.type, enabled=False):
+        with full_precision(codes_BNC):
             return (codes_BNC.float() @ self.rows().T).argmax(-1)
 
     def lookup(self, ids_BN: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch C"]:
@@ -44,7 +46,7 @@ class LatentCodebook(nn.Module):
 
     def forward(self, codes_BNC: Float[Tensor, "B N C"], strength: float = 1.0) -> Quantized:
         """Quantizes, with `strength` from 0 (the unit codes pass through) to 1 (codebook rows), for a gentle start."""
-        with torch.autocast(codes_BNC.device.type, enabled=False):
+        with full_precision(codes_BNC):
             unit_BNC = F.normalize(codes_BNC.float(), dim=-1)
             ids_BN = self.ids(unit_BNC.detach())
             rows_BNC = self.lookup(ids_BN)

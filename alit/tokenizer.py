@@ -112,16 +112,14 @@ class Alit(nn.Module):
         return self.base.decode(self.base.predicted(predictions_BGO, self.config.mixing))
 
     def _halted(
-        self, predictions_BGO: Tensor, ids_BG: Tensor, iteration: int, generator: torch.Generator | None = None
+        self, predictions_BGO: Tensor, ids_BG: Tensor, iteration: int, noise_KBG: Tensor | None = None
     ) -> Tensor:
         """Which base tokens are predicted well enough to be masked from now on, bool [B, G]."""
         probability_BG = predictions_BGO.softmax(-1).gather(-1, ids_BG.unsqueeze(-1)).squeeze(-1)
         halted_BG = probability_BG >= self.config.halting_threshold
         if self.config.halting == "sampled":
-            noise = self.halting_KG[iteration]
-            if generator is not None:
-                noise = torch.rand(probability_BG.shape, generator=generator, device=probability_BG.device)
-            halted_BG &= noise < probability_BG
+            noise = self.halting_KG if noise_KBG is None else noise_KBG
+            halted_BG &= noise[iteration] < probability_BG
         return halted_BG
 
     def _grow(self, x_BSD: Tensor, iteration: int, halted_BG: Tensor | None) -> Tensor:
@@ -228,7 +226,7 @@ class Alit(nn.Module):
         base: BaseTokens | None = None,
         iterations: int | None = None,
         predict: Sequence[int] = (),
-        generator: torch.Generator | None = None,
+        halting_noise: Float[Tensor, "K B G"] | None = None,
         strength: float = 1.0,
     ) -> Iterator[Step]:
         """Runs iterations over the whole batch, one `Step` each, with gradients where they are enabled.
@@ -238,7 +236,7 @@ class Alit(nn.Module):
             base: their base tokens, where they are already known.
             iterations: how many; all by default.
             predict: the iterations (0, 1, ...) for which the latent decoder is wanted.
-            generator: fresh halting noise for each image (training); the config's fixed noise when None.
+            halting_noise: uniform in [0, 1), of each image (training); the config's fixed noise when None.
             strength: how far codes are quantized, see `LatentCodebook.forward`.
         """
         if base is None:
@@ -267,7 +265,7 @@ class Alit(nn.Module):
                 if halting:
                     assert predictions_BGO is not None
                     assert base.ids_BG is not None
-                    halted_BG = self._halted(predictions_BGO.detach(), base.ids_BG, k, generator)
+                    halted_BG = self._halted(predictions_BGO.detach(), base.ids_BG, k, halting_noise)
                 x_BSD = self._grow(x_BSD, k + 1, halted_BG)
 
     # ---------------------------------------------------------------- decoding

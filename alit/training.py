@@ -1,198 +1,327 @@
-"""The training loop without Ray: one process, resumable, from any source of batches."""
+"""One training run's state and its loop, without Ray and without storage: both come from outside.
+
+The same code trains alone, or as one of several workers of a `torch.distributed` group.
+"""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
-import math
-import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
+from alit import distributed
+from alit.base import VQGANDecoder, VQGANEncoder
 from alit.errors import ConfigError, TrainingError
-from alit.objectives import Objective, no_decay
+from alit.layers import Block
+from alit.objectives import Losses, Objective, no_decay
+from alit.recipe import AdversarialRecipe, Recipe
 from alit.tokenizer import Alit
 
-CHECKPOINT = "checkpoint.pt"
-LOG = "log.jsonl"
+FREE_TO_CHANGE = frozenset(
+    "steps accumulate compile recompute sharding log_every validate_every checkpoint_every keep".split()
+)
+"""Fields of a recipe in which a run may differ from the checkpoint that it goes on from."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """How a stage is trained.
+class Batch(NamedTuple):
+    """One worker's share of a step.
 
     Attributes:
-        steps: optimizer steps in all; the learning rate ends at 0 there.
-        batch_size: images per step.
-        learning_rate: its peak, after `warmup` steps and before the cosine.
-        weight_decay: on matrices only.
-        clip: largest gradient norm.
-        ema: decay of the averaged weights.
-        bf16: compute in bfloat16 where that is safe.
-        seed: of the initial weights, the data's order and its crops.
-        log_every, validate_every: in steps.
-        checkpoint_seconds: time between checkpoints.
+        images: uint8 [B, 3, H, W].
+        ids: whose they are.
+        rejects: id, reason and message of images that should have been among them and could not be decoded.
     """
 
-    steps: int
-    batch_size: int = 16
-    learning_rate: float = 1e-3
-    warmup: int = 100
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    ema: float = 0.999
-    bf16: bool = True
-    seed: int = 0
-    log_every: int = 20
-    validate_every: int = 500
-    checkpoint_seconds: float = 300.0
+    images: Tensor
+    ids: Sequence[str] = ()
+    rejects: Sequence[tuple[str, str, str]] = ()
 
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "warmup", "log_every", "validate_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
 
-    def rate(self, step: int) -> float:
-        """The learning rate of a step: linear warmup, then a cosine to 0."""
-        warm = min(1.0, (step + 1) / self.warmup)
-        return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps)))
+class Stage(nn.Module):
+    """Model and objective as the one module that workers share: its forward is a step's losses."""
+
+    def __init__(self, model: Alit, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.losses = objective.losses
+
+    def forward(self, images: Tensor, step: int, generator: torch.Generator) -> Losses:
+        return self.losses(self.model, images, step, generator)
 
 
 class Trainer:
-    """Model, averaged model, optimizer and position: all that a checkpoint holds."""
+    """Model, averaged model, optimizers and position: all that a checkpoint holds.
 
-    def __init__(self, model: Alit, objective: Objective, config: TrainConfig) -> None:
-        self.model, self.objective, self.config = model, objective, config
+    Args:
+        model: on the device where it is to be trained; the same initial values on every worker.
+        objective: the stage.
+        recipe: its hyperparameters.
+    """
+
+    def __init__(self, model: Alit, objective: Objective, recipe: Recipe) -> None:
+        self.model, self.objective, self.recipe = model, objective, recipe
+        self.device = model.encoder.positions.device
         self.step = 0
-        self.generator = torch.Generator().manual_seed(config.seed)
-        named = objective.trainable(model)
-        trained = {id(p) for _, p in named}
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        trained = {id(parameter) for _, parameter in objective.trainable(model)}
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in trained)
-        self.parameters = [p for _, p in named]
+        self._adapt(model)
+        self.stage = self._share(Stage(model, objective))
+        named = objective.trainable(model)  # once more: sharding has put others in their place
+        self.parameters = [parameter for _, parameter in named]
+        self.average = {name: parameter.detach().clone() for name, parameter in named}
         groups = [
-            {"params": [p for n, p in named if not no_decay(n, p)], "weight_decay": config.weight_decay},
+            {"params": [p for n, p in named if not no_decay(n, p)], "weight_decay": recipe.weight_decay},
             {"params": [p for n, p in named if no_decay(n, p)], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
-        self.ema = copy.deepcopy(model).eval().requires_grad_(False)
+        self.optimizers = {"model": torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95))}
+        self.peaks = {"model": recipe.learning_rate}
+        if (adversary := objective.adversary) is not None:
+            assert isinstance(recipe, AdversarialRecipe)
+            adversary.discriminator.to(self.device)
+            if distributed.workers() > 1:
+                several = recipe.discriminator == "per-length"
+                adversary.shared = DistributedDataParallel(adversary.discriminator, find_unused_parameters=several)
+            self.peaks["discriminator"] = recipe.gan_learning_rate
+            self.optimizers["discriminator"] = torch.optim.AdamW(
+                adversary.discriminator.parameters(), lr=recipe.gan_learning_rate, betas=(0.5, 0.9), weight_decay=0.0
+            )
 
-    def train_step(self, images_u8: Tensor) -> dict[str, float]:
-        """One optimizer step on uint8 images [B, 3, H, W].
+    def _adapt(self, model: Alit) -> None:
+        if self.recipe.sharding == "ddp":
+            model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (faster convolutions)
+        for part in model.modules():
+            if isinstance(part, Block):
+                part.recompute = self.recipe.recompute
+            if self.recipe.compile and isinstance(part, (Block, VQGANEncoder, VQGANDecoder)):
+                part.compile()
+
+    def _share(self, stage: Stage) -> nn.Module:
+        if self.recipe.sharding == "fsdp":
+            if not torch.distributed.is_initialized():
+                raise ConfigError("sharding=fsdp spreads the model over workers; it needs --workers 2 or more")
+            for part in stage.modules():
+                if isinstance(part, Block):
+                    fully_shard(part)
+            fully_shard(stage)
+            return stage
+        if distributed.workers() == 1:
+            return stage
+        # a shallow rollout leaves the recursive norm out, and sampled halting at times the mask token
+        return DistributedDataParallel(stage, broadcast_buffers=False, find_unused_parameters=True)
+
+    # ---------------------------------------------------------------- a step
+
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        """One optimizer step on this worker's share; returns scalars, not yet averaged over workers.
 
         Raises:
-            TrainingError: the loss or its gradient is not finite; nothing was updated.
+            TrainingError: a loss or its gradient is not finite on some worker; nothing was updated.
         """
-        images = images_u8.to(torch.float32).div_(255).contiguous(memory_format=torch.channels_last)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.rate(self.step)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.config.bf16):
-            losses = self.objective.losses(self.model, images, self.step, self.generator)
-        if not torch.isfinite(losses.total):
-            raise TrainingError(f"the loss at step {self.step} is {losses.total.item()}; nothing was updated")
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
-        if not torch.isfinite(norm):
+        share = self.recipe.rate(self.step)
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = self.peaks[name] * share
+            optimizer.zero_grad(set_to_none=True)
+        parts = batch.images.chunk(self.recipe.accumulate)
+        total: dict[str, Tensor] = {}
+        for number, images_u8 in enumerate(parts):
+            images = images_u8.to(self.device, non_blocking=True).float().div_(255)
+            images = images.contiguous(memory_format=torch.channels_last)
+            self._share_gradients(number == len(parts) - 1)
+            for name, value in self._backward(images, batch.ids, len(parts)).items():
+                total[name] = total.get(name, 0) + value / len(parts)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
+        total["grad_norm"] = distributed.whole(norm).detach()
+        if not torch.isfinite(total["grad_norm"]):
             raise TrainingError(f"the gradient at step {self.step} is not finite; nothing was updated")
-        self.optimizer.step()
-        self.objective.after_step(self.step, self.generator)
-        self._average()
+        for name, optimizer in self.optimizers.items():
+            if name == "model" or "discriminator" in total:
+                optimizer.step()
+        self.objective.after_step(self.model, self.step, self.generator)
+        self._update_average()
         self.step += 1
-        return {"loss": losses.total.item(), "grad_norm": norm.item()} | {k: v.item() for k, v in losses.parts.items()}
+        return total
+
+    def _backward(self, images: Tensor, ids: Sequence[str], parts: int) -> dict[str, Tensor]:
+        """Adds the gradients of one part of the share, of the model and then of the discriminator."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
+            losses: Losses = self.stage(images, self.step, self.generator)
+        self._require_finite(losses.total, "loss", ids)
+        (losses.total / parts).backward()
+        numbers = {"loss": losses.total.detach()} | losses.parts
+        if (adversary := self.objective.adversary) is not None and adversary.pictures is not None:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
+                loss = adversary.discriminator_loss()
+            self._require_finite(loss, "discriminator's loss", ids)
+            (loss / parts).backward()
+            numbers["discriminator"] = loss.detach()
+        return numbers
+
+    def _share_gradients(self, last: bool) -> None:
+        """Whether this backward pass sends gradients to the other workers: once per step, at the last part."""
+        wrapped = [self.stage] + ([self.objective.adversary.shared] if self.objective.adversary else [])
+        for module in wrapped:
+            if isinstance(module, DistributedDataParallel):
+                module.require_backward_grad_sync = last
+            elif isinstance(module, FSDPModule):
+                module.set_requires_gradient_sync(last)
+
+    def _require_finite(self, loss: Tensor, what: str, ids: Sequence[str]) -> None:
+        if torch.isfinite(distributed.averaged(loss)):
+            return
+        bad = [] if torch.isfinite(loss) else list(ids)
+        found = [name for part in distributed.gathered_objects(bad) for name in part]
+        shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+        raise TrainingError(
+            f"the {what} at step {self.step} is {loss.item() if bad else 'not finite on another worker'}; nothing was "
+            f"updated. The images were {shown or 'not named'}. A lower --learning-rate, or --no-bf16, may help"
+        )
 
     @torch.no_grad()
-    def _average(self) -> None:
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        averaged = dict(self.ema.named_parameters())
-        pairs = [(averaged[n], p) for n, p in self.model.named_parameters() if p.requires_grad]
-        for average, parameter in pairs:
+    def _update_average(self) -> None:
+        decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
+        for average, parameter in zip(self.average.values(), self.parameters, strict=True):
             average.lerp_(parameter, 1 - decay)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "config": dataclasses.asdict(self.config),
-            "model_config": self.model.config.to_json(),
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "objective": self.objective.state_dict(),
-            "generator": self.generator.get_state(),
-        }
+    # ---------------------------------------------------------------- what it has become
 
+    def averaged_model(self) -> Alit:
+        """The model with its averaged weights, in inference mode; every worker must call it.
+
+        It shares its tensors with this trainer: use it before the next step.
+        """
+        with torch.device("meta"):
+            model = Alit(self.model.config)
+        tensors: dict[str, Tensor] = dict(self.model.state_dict()) | self.average
+        model.load_state_dict({name: distributed.whole(tensor) for name, tensor in tensors.items()}, assign=True)
+        model.reset_buffers()
+        return model.eval().requires_grad_(False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, whole and on the CPU, whatever the number of workers; every worker must call it."""
+        adversary = self.objective.adversary
+        revival = self.objective.revival
+        return distributed.on_cpu(
+            {
+                "step": self.step,
+                "stage": type(self.recipe).__name__,
+                "recipe": dataclasses.asdict(self.recipe),
+                "model_config": self.model.config.to_json(),
+                "model": dict(self.model.state_dict()),
+                "average": self.average,
+                "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+                "discriminator": dict(adversary.discriminator.state_dict()) if adversary else {},
+                "revival": revival.state_dict() if revival else {},
+                "generator": self.generator.get_state(),
+            }
+        )
+
+    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        mine = self.model.config.to_json()
-        for name, value in state["model_config"].items():
-            if json.dumps(mine.get(name)) != json.dumps(value):
-                raise TrainingError(f"the checkpoint has {name}={value!r}, this run asks for {mine.get(name)!r}")
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.objective.load_state_dict(state["objective"])
+        """Goes on from what `state_dict` gave, with any number of workers.
+
+        Raises:
+            TrainingError: it belongs to another stage, model or recipe; the field is named.
+        """
+        if state["stage"] != type(self.recipe).__name__:
+            raise TrainingError(f"the checkpoint is of a {state['stage']}, this run has a {type(self.recipe).__name__}")
+        _require_same("model", state["model_config"], self.model.config.to_json())
+        fixed = {k: v for k, v in state["recipe"].items() if k not in FREE_TO_CHANGE}
+        _require_same("recipe", fixed, dataclasses.asdict(self.recipe))
+        for name, tensor in self.model.state_dict().items():
+            tensor.copy_(distributed.sharded_like(state["model"][name], tensor))
+        for name, tensor in self.average.items():
+            tensor.copy_(distributed.sharded_like(state["average"][name], tensor))
+        for name, optimizer in self.optimizers.items():
+            _load_optimizer(optimizer, state["optimizers"][name])
+        if self.objective.adversary is not None:
+            self.objective.adversary.discriminator.load_state_dict(state["discriminator"])
+        if self.objective.revival is not None:
+            self.objective.revival.load_state_dict(state["revival"])
         self.generator.set_state(state["generator"])
         self.step = state["step"]
 
-    def save(self, folder: Path) -> None:
-        """Writes the checkpoint, whole or not at all."""
-        temporary = folder / f".{CHECKPOINT}.{os.getpid()}"
-        torch.save(self.state_dict(), temporary)
-        temporary.replace(folder / CHECKPOINT)
 
-    def resume(self, folder: Path) -> bool:
-        """Continues from the folder's checkpoint, if it has one."""
-        path = folder / CHECKPOINT
-        if not path.exists():
-            return False
-        self.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
-        return True
+def _require_same(what: str, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    for name, value in saved.items():
+        if isinstance(value, Mapping) and isinstance(asked.get(name), Mapping):
+            _require_same(f"{what}.{name}", value, asked[name])
+        elif json.dumps(asked.get(name)) != json.dumps(value):
+            raise TrainingError(
+                f"the checkpoint's {what} has {name}={value!r}, this run asks for {asked.get(name)!r}; "
+                "ask for the same, or name another run folder"
+            )
 
 
-def train(
-    trainer: Trainer,
-    batches: Callable[[int], Iterator[Tensor]],
-    folder: Path,
-    *,
-    validate: Callable[[Alit], dict[str, float]],
-    report: Callable[[str], None] = print,
-) -> None:
-    """Trains to the end of the schedule, from the folder's checkpoint where there is one.
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    entries = {
+        index: {
+            name: distributed.sharded_like(value, parameters[index])
+            if value.shape == parameters[index].shape
+            else value
+            for name, value in entry.items()
+        }
+        for index, entry in state["state"].items()
+    }
+    optimizer.load_state_dict({"state": entries, "param_groups": state["param_groups"]})
 
-    Args:
-        trainer: holds all state.
-        batches: batches of uint8 images from a given step on.
-        folder: receives `checkpoint.pt` and `log.jsonl`.
-        validate: numbers to log of the averaged model.
-        report: takes a line of progress.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if trainer.resume(folder):
-        report(f"resuming at step {trainer.step}")
-    config, started, saved, first = trainer.config, time.monotonic(), time.monotonic(), trainer.step
-    with (folder / LOG).open("a") as log:
-        for images in batches(trainer.step):
-            if trainer.step >= config.steps:
-                break
-            numbers = trainer.train_step(images)
-            step = trainer.step
-            validated = step % config.validate_every == 0 or step == config.steps
-            if validated:
-                numbers |= validate(trainer.ema)
-            if validated or step % config.log_every == 0:
-                rate = (step - first) * config.batch_size / (time.monotonic() - started)
-                left = (config.steps - step) * config.batch_size / rate / 60
-                row = {"step": step, "images_per_second": round(rate, 2)} | numbers
-                log.write(json.dumps(row) + "\n")
-                log.flush()
-                values = "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "step")
-                report(f"step {step}/{config.steps}  {values}  {left:.0f} min left")
-            if time.monotonic() - saved > config.checkpoint_seconds or step == config.steps:
-                trainer.save(folder)
-                saved = time.monotonic()
+
+# -------------------------------------------------------------------- the loop
+
+
+@runtime_checkable
+class Run(Protocol):
+    """What the loop tells the world: lines and pictures, validations, checkpoints. Every worker calls all of it."""
+
+    def log(self, trainer: Trainer, recent: Sequence[dict[str, Tensor]], seconds: float, waited: float) -> None:
+        """The numbers of the steps since the last time, of whose `seconds` `waited` went by waiting for data."""
+        ...
+
+    def validate(self, trainer: Trainer) -> float | None:
+        """Looks at the averaged model. A score, lower being better."""
+        ...
+
+    def checkpoint(self, trainer: Trainer, score: float | None) -> None:
+        """Keeps the state."""
+        ...
+
+
+def train(trainer: Trainer, batches: Iterable[Batch], run: Run) -> None:
+    """Trains from the trainer's step to the end of its recipe on the batches of these steps."""
+    recipe, feed = trainer.recipe, iter(batches)
+
+    def due(every: int) -> bool:
+        return trainer.step % every == 0 or trainer.step == recipe.steps
+
+    recent: list[dict[str, Tensor]] = []
+    started, waited = time.monotonic(), 0.0
+    while trainer.step < recipe.steps:
+        asked = time.monotonic()
+        batch = next(feed, None)
+        if batch is None:
+            raise TrainingError(f"the data ended at step {trainer.step} of {recipe.steps}")
+        waited += time.monotonic() - asked
+        recent.append(trainer.train_step(batch))
+        if logged := due(recipe.log_every):
+            run.log(trainer, recent, time.monotonic() - started, waited)
+        score = run.validate(trainer) if due(recipe.validate_every) else None
+        if due(recipe.checkpoint_every):
+            run.checkpoint(trainer, score)
+        if logged:
+            recent, started, waited = [], time.monotonic(), 0.0
+
+
+def endless(images: Tensor, ids: Sequence[str] = ()) -> Iterator[Batch]:
+    """The same batch again and again."""
+    while True:
+        yield Batch(images, ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -151,75 +152,50 @@ def convert(
     print(f"{folder}: fingerprint {mark}")
 
 
-def train(
-    stage: Positional[Literal["base", "distill"]],
-    data: Positional[Annotated[str, arg(metavar="INPUT")]],
-    run: Positional[Annotated[Path, arg(metavar="RUN")]],
-    /,
-    *,
-    steps: int,
-    validation: str | None = None,
-    init: Path | None = None,
-    preset: str = "nano",
-    batch_size: int = 16,
-    learning_rate: float = 1e-3,
-    warmup: int = 100,
-    iterations: int | None = None,
-    quantize_from: int = 250,
-    pixel_weight: float = 0.0,
-    pixel_from: int = 0,
-    seed: int = 0,
-    threads: int | None = None,
-    criterion: str | None = None,
-    half: bool = False,
-) -> None:
-    """Train one stage on this machine's CPUs, and go on where an earlier run in the same folder stopped.
+def train(*arguments: str) -> None:
+    """Train your own weights in three stages: `alit train base`, then `distill`, then `finetune`; see their --help."""
+    raise AssertionError(f"main sends {arguments} to the stages")
 
-    Example: alit train base photos/ runs/base --steps 2000, then
-    alit train distill photos/ runs/distill --init runs/base/weights --steps 6000
 
-    Args:
-        stage: The base tokenizer from pixels, or the latent distillation on a frozen base.
-        data: A folder of images or Parquet files (column image), or a glob.
-        run: Receives checkpoint, log and, in RUN/weights, the averaged weights.
-        steps: Optimizer steps in all; the learning rate ends at 0 there.
-        validation: Images to validate on; none when not given.
-        init: A weights folder to start from; distill needs one with a trained base.
-        preset: The model where there is no --init.
-        batch_size: Images per step.
-        learning_rate: Its peak.
-        warmup: Steps of linear warmup.
-        iterations: Rollout iterations supervised per step, drawn at random; all when not given.
-        quantize_from: The step from which codes are quantized.
-        pixel_weight: Weight of the decoded image's L1 error in distill.
-        pixel_from: The step from which pixels count.
-        seed: Of initial values, order and crops.
-        threads: CPU threads; all when not given.
-        criterion: The weights' default criterion.
-        half: Store the weights in float16.
-    """
-    from jobs import train as job
+def _train_commands(arguments: list[str]) -> dict[str, Callable[..., Any]]:
+    """The stages as commands, whose defaults are those of the --preset and --config among the arguments."""
+    from alit.recipe import RECIPES
+    from jobs.train import Options, defaults
 
-    job.train_stage(
-        stage,
-        data,
-        run,
-        steps=steps,
-        validation=validation,
-        init=init,
-        preset=preset,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        warmup=warmup,
-        iterations=iterations,
-        quantize_from=quantize_from,
-        pixel_weight=pixel_weight,
-        pixel_from=pixel_from,
-        seed=seed,
-        threads=threads,
-        criterion=criterion,
-        half=half,
-    )
+    known = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    known.add_argument("--preset")
+    known.add_argument("--config", type=Path)
+    given, _ = known.parse_known_args(arguments)
+    about = {
+        "base": "Train the base tokenizer from pixels: L1, codes, and where asked LPIPS and a discriminator.",
+        "distill": "Distil a frozen base's tokens into latent tokens, more with each iteration.",
+        "finetune": "Train everything on the pixels, each length in turn.",
+    }
+
+    def command(stage: Any, kind: type) -> Callable[..., Any]:
+        chosen = stage in arguments[:1]  # a file's fields are those of one stage
+        options_default, recipe_default = defaults(stage, *((given.preset, given.config) if chosen else (None, None)))
+
+        def run(data: str, run: str, /, *, recipe: Any = recipe_default, options: Any = options_default) -> None:
+            from jobs.train import train_stage
+
+            train_stage(stage, data, run, recipe, options)
+
+        run.__annotations__ = {
+            "data": Positional[Annotated[str, arg(metavar="INPUT", help="Images, as for tokenize.")]],
+            "run": Positional[Annotated[str, arg(metavar="RUN", help="The run's folder, local or s3://.")]],
+            "recipe": Annotated[kind, arg(name="")],
+            "options": Annotated[Options, arg(name="")],
+            "return": None,
+        }
+        run.__doc__ = (
+            f"{about[stage]}\n\nThe same command again goes on from the run's newest checkpoint.\n\n"
+            f"Example: alit train {stage} photos/ runs/{stage}"
+            + ("" if stage == "base" else f" --init runs/{'base' if stage == 'distill' else 'distill'}/weights")
+        )
+        return run
+
+    return {stage: command(stage, kind) for stage, kind in RECIPES.items()}
 
 
 def evaluate(
@@ -327,7 +303,13 @@ def main(arguments: list[str] | None = None) -> None:
     from alit.errors import AlitError
 
     sys.path.append(os.getcwd())  # where a criterion's package.module may lie; last, so that it hides nothing
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        if arguments[:1] == ["train"]:
+            tyro.extras.subcommand_cli_from_dict(
+                _train_commands(arguments[1:]), args=arguments[1:], prog="alit train", description=train.__doc__
+            )
+            return
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS, args=arguments, prog="alit", description="Images into adaptive-length token datasets, and back."
         )

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -87,6 +88,13 @@ class Plan:
         source = self.source
         digest.update(repr((source.root.path, source.image_column, source.id_column, source.keep)).encode())
         return digest.hexdigest()
+
+
+class Row(NamedTuple):
+    """One image of the input: its file, and the row of it where that is Parquet."""
+
+    path: bytes
+    number: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -315,6 +323,51 @@ def read_batches(source: Source, shard: Shard, size: int, max_bytes: int, pool: 
         ids, paths = shard.ids[start : start + size], shard.paths[start : start + size]
         part = Shard(number=shard.number, ids=ids, paths=paths, start=0, rows=len(ids))
         yield read_shard(source, part, max_bytes, pool)
+
+
+def read_rows(source: Source, rows: Sequence[Row], max_bytes: int, pool: Executor) -> Rows:
+    """The bytes of single rows of any files, in the order asked for, without kept columns.
+
+    Of Parquet only the row groups that hold any of them are read, each once, the files side by side. What cannot be
+    read becomes rows with an error, be it a whole file.
+    """
+    if not source.parquet:
+        ids = tuple(_readable(row.path) for row in rows)
+        shard = Shard(number=0, ids=ids, paths=tuple(row.path for row in rows), start=0, rows=len(rows))
+        return _read_files(source, shard, max_bytes, pool)
+    assert not source.id_column, "only whole shards come with ids of their own"
+    wanted: dict[bytes, list[int]] = {}
+    for row in rows:
+        wanted.setdefault(row.path, []).append(row.number)
+    found = dict(zip(wanted, pool.map(lambda path: _pick(source, path, wanted[path]), wanted), strict=True))
+    cells = [found[row.path][row.number] for row in rows]
+    return Rows(
+        ids=[f"{_readable(row.path)}#{row.number}" for row in rows],
+        data=[cell if isinstance(cell, bytes) else None for cell in cells],
+        errors=[cell if isinstance(cell, str) else None for cell in cells],
+        kept=[],
+    )
+
+
+def _pick(source: Source, path: bytes, numbers: list[int]) -> dict[int, bytes | str]:
+    """Some rows of a Parquet file: by number the image's bytes, or why there are none."""
+    cells: dict[int, bytes | str] = dict.fromkeys(numbers, "the Parquet file has no such row any more")
+    last = -1  # row before the group
+    try:
+        with _open(source.root, path) as file:
+            parquet = pq.ParquetFile(file)
+            for group in range(parquet.metadata.num_row_groups):
+                first, last = last + 1, last + parquet.metadata.row_group(group).num_rows
+                if here := [number for number in cells if first <= number <= last]:
+                    column = parquet.read_row_group(group, columns=[source.image_column]).column(source.image_column)
+                    for number in here:
+                        cell = column[number - first].as_py()
+                        cell = cell["bytes"] if isinstance(cell, dict) else cell
+                        cells[number] = f"the column {source.image_column!r} is null here" if cell is None else cell
+    except (OSError, pa.ArrowException) as error:
+        reason = f"the Parquet file cannot be read: {error}"
+        cells = {number: cell if isinstance(cell, bytes) else reason for number, cell in cells.items()}
+    return cells
 
 
 def _read_files(source: Source, shard: Shard, max_bytes: int, pool: Executor) -> Rows:

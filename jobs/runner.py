@@ -33,8 +33,12 @@ def keep_freed_memory() -> None:
 
 
 @contextmanager
-def ray_session() -> Iterator[Any]:
-    """Ray, joined where `RAY_ADDRESS` names a cluster or one is already connected, else started on this machine."""
+def ray_session(cpus: int = 0) -> Iterator[Any]:
+    """Ray, joined where `RAY_ADDRESS` names a cluster or one is already connected, else started on this machine.
+
+    Args:
+        cpus: logical ones that the job's actors take; where Ray is started here there will be more.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own announced default; it warns otherwise
     import ray
@@ -47,7 +51,7 @@ def ray_session() -> Iterator[Any]:
     ours = not ray.is_initialized()
     alone = ours and not os.environ.get("RAY_ADDRESS")
     if alone:
-        _start_here(ray)
+        _start_here(ray, max(cpus, local_cpus()) + 1)
     elif ours:
         ray.init()
     context = ray.data.DataContext.get_current()  # also makes ray.data's log handlers
@@ -74,8 +78,11 @@ def ray_session() -> Iterator[Any]:
             ray.shutdown()
 
 
-def _start_here(ray: Any) -> None:
-    """Starts Ray on this machine's CPUs, and GPUs where it has any."""
+def _start_here(ray: Any, cpus: int) -> None:
+    """Starts Ray on this machine, with its GPUs where it has any.
+
+    With one logical CPU more than there are, so that a plan whose actors use all of them can still start its tasks.
+    """
     # Ray's C++ side greets every actor pool with an error line about restarts (ray-project/ray#53727), and a change of
     # its log level with a line of its own
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -84,8 +91,7 @@ def _start_here(ray: Any) -> None:
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
-        # one logical CPU more than there are, so that a plan whose actors use all of them can still start its tasks
-        ray.init(num_cpus=local_cpus() + 1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import shutil
+import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, cast
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from alit.errors import AlitError
@@ -17,11 +24,35 @@ class StorageError(AlitError):
     """A place that cannot be used; the message says why."""
 
 
+class Writable(Protocol):
+    """What `Place.open_write` gives."""
+
+    def write(self, data: bytes | memoryview, /) -> object: ...
+
+
 _UNFINISHED = re.compile(r"\..*\.[0-9a-f]{32}\.tmp")
+_WAITING = 64 << 20  # bytes
 
 
 def _reason(error: OSError) -> str:
     return error.strerror or str(error)
+
+
+class _Upload:
+    """Waits for the network, where pyarrow's stream would hold in memory all that was written and not sent yet."""
+
+    def __init__(self, stream: pa.NativeFile) -> None:
+        self._stream, self._waiting = stream, 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        for start in range(0, len(view), _WAITING):
+            piece = view[start : start + _WAITING]
+            self._stream.write(piece)
+            self._waiting += len(piece)
+            if self._waiting >= _WAITING:
+                self._stream.flush()
+                self._waiting = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,33 +88,89 @@ class Place:
         with self.filesystem.open_input_stream(self.path) as file:
             return file.read()
 
+    @contextmanager
+    def open_read(self) -> Iterator[io.BufferedReader]:
+        """A file that can be sought in: itself where it is local, else a copy on disk."""
+        if self.local:
+            with open(self.path, "rb") as file:
+                yield file
+            return
+        with tempfile.TemporaryFile() as copy:
+            with self.filesystem.open_input_stream(self.path) as stream:
+                shutil.copyfileobj(stream, copy, 1 << 20)
+            copy.seek(0)
+            yield cast(io.BufferedReader, copy)
+
     def write(self, data: bytes) -> None:
         """Writes a file, whole or not at all, over what was there.
 
         Raises:
             StorageError: no room, no permission, or no such place.
         """
+        with self.open_write() as file:
+            file.write(data)
+
+    @contextmanager
+    def open_write(self) -> Iterator[Writable]:
+        """A file to be written piece by piece: it appears, whole, at the end of the `with`, over what was there.
+
+        Where the `with` ends in an exception, nothing appears. On an object store what was there before may then be
+        lost, so what must survive a failure has to be written under a new name.
+
+        Raises:
+            StorageError: no room, no permission, or no such place.
+        """
         try:
-            if self.local:
-                self._write_locally(data)
-            else:  # an object appears when its upload completes, not before
-                with self.filesystem.open_output_stream(self.path) as file:
-                    file.write(data)
+            with self._open_locally() if self.local else self._open_remotely() as file:
+                yield file
         except OSError as error:
             raise StorageError(f"{self.path!r} cannot be written: {_reason(error)}") from error
 
-    def _write_locally(self, data: bytes) -> None:
+    @contextmanager
+    def _open_locally(self) -> Iterator[Writable]:
         final = Path(self.path)
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
         try:
             with temporary.open("wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(final)
         finally:
             temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _open_remotely(self) -> Iterator[Writable]:
+        file = self.filesystem.open_output_stream(self.path)
+        try:
+            yield _Upload(file)
+        except BaseException:
+            # pyarrow cannot abandon an upload: closing it makes an object of the part that was written.
+            with suppress(OSError):
+                file.close()
+                self._delete()
+            raise
+        file.close()  # an object appears when its upload completes, not before
+
+    def remove_file(self) -> None:
+        """Removes a file, if it is there.
+
+        Raises:
+            StorageError: it cannot be removed.
+        """
+        try:
+            self._delete()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise StorageError(f"{self.path!r} cannot be removed: {_reason(error)}") from error
+
+    def _delete(self) -> None:
+        if self.filesystem.type_name == "s3":
+            _delete_object(self.filesystem, self.path)
+        else:
+            self.filesystem.delete_file(self.path)
 
     def remove_unfinished(self) -> None:
         """Removes from a local folder what a killed process left of its `write`; nobody must be writing there."""
@@ -94,6 +181,31 @@ class Place:
 
     def remove_folder(self) -> None:
         self.filesystem.delete_dir(self.path)
+
+
+def _delete_object(filesystem: pafs.FileSystem, path: str) -> None:
+    """As pyarrow's own `delete_file` also writes an empty object with the folder's name (apache/arrow#36275).
+
+    That costs a request and a permission, and a server that keeps objects as files loses the folder over it.
+    """
+    import s3fs  # takes most of a second
+
+    _, (options,) = filesystem.__reduce__()
+    endpoint = options["endpoint_override"]
+    client = s3fs.S3FileSystem(
+        anon=options["anonymous"],
+        key=options["access_key"],
+        secret=options["secret_key"],
+        token=options["session_token"],
+        endpoint_url=f"{options['scheme']}://{endpoint}" if endpoint else None,
+        client_kwargs={"region_name": options["region"]},
+    )
+    try:
+        client.rm_file(path)
+    except OSError:
+        raise
+    except Exception as error:  # of the network
+        raise OSError(str(error)) from error
 
 
 def place(uri: str) -> Place:

@@ -1,138 +1,437 @@
-"""Training on one machine: `alit train`, from photographs to a weights folder."""
+"""`alit train`: one stage of training, on Ray Train or without it.
+
+The driver reads and checks everything once and puts it into a `Start`; a worker makes its trainer of that, goes on from
+the run's newest checkpoint and trains. Nothing that a worker needs lies on the driver's disk.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, replace
+import dataclasses
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
-from alit import __version__, metrics
-from alit.config import PRESETS
-from alit.data import center_crops, read_photographs, training_batches
-from alit.errors import ConfigError
+from alit import distributed
+from alit.config import PRESETS, Halting
+from alit.cost import Cost, cost
+from alit.errors import AlitError, ConfigError, TrainingError
 from alit.initialization import initialize_locally
-from alit.objectives import BaseObjective, DistillObjective, Objective
+from alit.objectives import objective_for
+from alit.perceptual import Perceptual
+from alit.recipe import AdversarialRecipe, DistillRecipe, Recipe, Stage, recipe_from
 from alit.selection import parse
 from alit.tokenizer import Alit
-from alit.training import TrainConfig, Trainer, train
-from alit.weights import load_weights, save_weights
-from jobs.evaluate import perplexity
+from alit.training import Batch, Trainer, train
+from alit.weights import Weights, load_weights
+from jobs.feed import Feed, held_out, local_batches, make_feed, shared_batches
+from jobs.progress import TrainingProgress
+from jobs.run import RunFolder, Settings, Tell
+from jobs.runner import keep_freed_memory, local_cpus, ray_session
+from jobs.storage import Place, place
 
-VALIDATION_BATCH = 64
+MAX_FAILURES = 16
+"""Restarts after a failure that is no mistake of the user's; a machine that is taken away does not count."""
 
 
-def _model(preset: str, init: Path | None, seed: int) -> Alit:
-    if init is not None:
-        return load_weights(init).model.train()
-    if preset not in PRESETS:
-        raise ConfigError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    torch.manual_seed(seed)
-    return Alit(PRESETS[preset]())
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """All that a worker needs; picklable.
+
+    Attributes:
+        settings: what was asked for.
+        folder: of the run.
+        model: with its initial values, on the CPU.
+        perceptual: LPIPS, where its files were given.
+        feed: the training images.
+        held_out: the validation images, uint8 [B, 3, S, S].
+        flops: floating-point operations per image.
+        threads: of torch, per worker.
+    """
+
+    settings: Settings
+    folder: Place
+    model: Alit
+    perceptual: Perceptual | None
+    feed: Feed
+    held_out: Tensor | None
+    flops: float
+    threads: int
+
+
+def work(
+    start: Start,
+    batches: Callable[[int, int], Iterator[Batch]],
+    *,
+    device: torch.device,
+    tell: Tell,
+    preempted: Callable[[], bool] = lambda: False,
+) -> None:
+    """What every worker does: `batches` gives its share of the steps from one to another."""
+    torch.set_num_threads(start.threads)
+    keep_freed_memory()
+    recipe = start.settings.recipe
+    model = start.model.to(device).train()
+    perceptual = start.perceptual.to(device) if start.perceptual is not None else None
+    trainer = Trainer(model, objective_for(model, recipe, perceptual), recipe)
+    run = RunFolder(
+        start.folder,
+        start.settings,
+        held_out=start.held_out,
+        flops=start.flops,
+        tell=tell,
+        preempted=preempted,
+    )
+    places = distributed.gathered_objects(f"process {os.getpid()} on {socket.gethostname()}")
+    if distributed.rank() == 0:
+        tell({"line": f"training on {device.type} with {len(places)} worker(s): {', '.join(places)}"})
+    run.resume(trainer)
+    train(trainer, run.without_rejects(batches(trainer.step, recipe.steps)), run)
+    run.finish(trainer)
+
+
+# -------------------------------------------------------------------- with Ray
+
+
+class Mailbox:
+    """An actor that workers send events to and the driver reads, and that remembers an error that must end the run."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.error: str | None = None
+
+    def tell(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+
+    def fail(self, error: str) -> None:
+        self.error = self.error or error
+
+    def failed(self) -> str | None:
+        return self.error
+
+    def take(self) -> list[dict[str, Any]]:
+        taken, self.events = self.events, []
+        return taken
+
+
+def _ray_worker(settings: dict[str, Any]) -> None:
+    """The function that Ray Train runs on every worker, again after each failure and each change of their number."""
+    import ray
+    import ray.train
+    import ray.train.torch
+
+    mailbox = settings["mailbox"]
+    if ray.get(mailbox.failed.remote()):
+        return  # a mistake that another try would only repeat: the driver says what it is
+    start: Start = ray.get(settings["start"])
+    context = ray.train.get_context()
+    worker, workers = context.get_world_rank(), context.get_world_size()
+    def tell(event: dict[str, Any]) -> None:
+        mailbox.tell.remote(event)
+
+    def batches(first: int, last: int) -> Iterator[Any]:
+        return shared_batches(start.feed, first, last, worker=worker, workers=workers)
+
+    try:
+        work(
+            start,
+            batches,
+            device=ray.train.torch.get_device(),
+            tell=tell,
+            preempted=lambda: ray.train.get_preemption_info() is not None,
+        )
+    except AlitError as error:
+        ray.get(mailbox.fail.remote(str(error)))
+        raise
+
+
+def train_on_ray(start: Start, *, workers: tuple[int, int], tell: Tell) -> None:
+    """Trains with as many workers as there is room for, from the least to the most.
+
+    Raises:
+        TrainingError: training failed for good.
+    """
+    low, high = workers
+    with ray_session(cpus=high * start.threads) as ray:
+        import ray.train
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        gpus = ray.cluster_resources().get("GPU", 0) > 0
+        mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
+        scratch = start.folder / ".ray"
+        trainer = TorchTrainer(
+            _ray_worker,
+            train_loop_config={"start": ray.put(start), "mailbox": mailbox},
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=low if low == high else (low, high),
+                use_gpu=gpus,
+                resources_per_worker={"CPU": start.threads},
+            ),
+            run_config=ray.train.RunConfig(
+                name=uuid.uuid4().hex,  # where to go on is the run folder's own business, not Ray's
+                storage_path=scratch.path,
+                storage_filesystem=scratch.filesystem,
+                failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
+            ),
+        )
+        done = threading.Event()
+        reader = threading.Thread(target=_read_mail, args=(ray, mailbox, tell, done), daemon=True)
+        reader.start()
+        problem: Exception | None = None
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            problem = error
+        finally:
+            done.set()
+            reader.join(10)
+        if error := ray.get(mailbox.failed.remote()):
+            raise TrainingError(error)
+        if problem is not None:
+            raise TrainingError(f"training failed for good: {problem}") from problem
+        scratch.remove_folder()
+
+
+def _read_mail(ray: Any, mailbox: Any, tell: Tell, done: threading.Event) -> None:
+    while True:
+        last = done.wait(0.3)
+        for event in ray.get(mailbox.take.remote()):
+            tell(event)
+        if last:
+            return
+
+
+# -------------------------------------------------------------------- the job
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What `alit train` takes beside the recipe.
+
+    Attributes:
+        preset: the model where there is no --init, and the recipe's defaults.
+        config: a TOML file with any of these options and of the recipe's fields; the command line wins.
+        init: a weights folder to start from; distill needs a trained base, finetune distilled weights.
+        validation: images to validate on; none when not given.
+        validation_images: how many of them at most.
+        image_column: the Parquet column with the images' bytes.
+        halting: the dynamic halting mask of the weights to be; as it is when not given.
+        criterion: the default criterion of the weights to be.
+        half: store the weights in float16.
+        workers: how many train together: a number, or a range such as 1:4 to take as many as there is room for.
+        threads: CPU threads, and logical CPUs, per worker; all of a machine's CPUs shared out when not given.
+        vgg: VGG16 in torchvision's layout, for the perceptual loss.
+        lpips: the heads of LPIPS for VGG, for the same.
+        ray: train on Ray; with --no-ray in this process alone.
+        dry_run: print the plan, the parameters and the memory, and stop.
+    """
+
+    preset: str = "nano"
+    config: Path | None = None
+    init: str | None = None
+    validation: str | None = None
+    validation_images: int = 512
+    image_column: str = "image"
+    halting: Halting | None = None
+    criterion: str | None = None
+    half: bool = False
+    workers: str = "1"
+    threads: int | None = None
+    vgg: Path | None = None
+    lpips: Path | None = None
+    ray: bool = True
+    dry_run: bool = False
+
+
+def defaults(stage: Stage, preset: str | None, config: Path | None) -> tuple[Options, Recipe]:
+    """Options and recipe before the command line's own: the preset's, changed by the TOML file's.
+
+    Raises:
+        ConfigError: the file cannot be read, or has an unknown field or an impossible value.
+    """
+    changes: dict[str, Any] = {}
+    if config is not None:
+        try:
+            changes = tomllib.loads(config.read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--config {str(config)!r} cannot be read as TOML: {error}") from error
+    known = {field.name: field for field in dataclasses.fields(Options)}
+    given: dict[str, Any] = {name: changes.pop(name) for name in list(changes) if name in known}
+    for name, value in given.items():
+        wanted = bool if isinstance(known[name].default, bool) else int if name in _COUNTS else str
+        if type(value) is not wanted:
+            raise ConfigError(f"--config: {name} must be {wanted.__name__}, got {value!r}")
+        if name in ("vgg", "lpips"):
+            given[name] = Path(value)
+    if preset is not None:
+        given["preset"] = preset
+    options = dataclasses.replace(Options(config=config), **given)
+    return options, recipe_from(stage, options.preset, changes)
+
+
+_COUNTS = ("validation_images", "threads")
 
 
 def train_stage(
-    stage: str,
-    data: str,
-    run: Path,
-    *,
-    steps: int,
-    validation: str | None = None,
-    init: Path | None = None,
-    preset: str = "nano",
-    batch_size: int = 16,
-    learning_rate: float = 1e-3,
-    warmup: int = 100,
-    iterations: int | None = None,
-    quantize_from: int = 250,
-    pixel_weight: float = 0.0,
-    pixel_from: int = 0,
-    seed: int = 0,
-    threads: int | None = None,
-    criterion: str | None = None,
-    half: bool = False,
-    report: Callable[[str], None] = print,
-) -> Path:
-    """Trains one stage and returns the folder of its averaged weights; the arguments are those of `alit train`."""
-    if criterion is not None:
-        parse(criterion)  # before hours of training, not after
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if stage == "distill" and init is None:
-        raise ConfigError("distill stands on a trained base: name its weights folder with --init")
-    model = _model(preset, init, seed)
-    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (convolutions are faster so)
-    config = TrainConfig(
-        steps=steps, batch_size=batch_size, learning_rate=learning_rate, warmup=warmup, seed=seed, validate_every=250
+    stage: Stage, data: str, run: str, recipe: Recipe, options: Options, console: Console | None = None
+) -> None:
+    """Trains one stage on the images of `data`, in the folder `run`.
+
+    Raises:
+        AlitError: whatever a person can put right.
+    """
+    console = console or Console(stderr=True)
+    start, lines = prepare(stage, data, run, recipe, options, console)
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if options.dry_run:
+        return
+    with TrainingProgress(console) as progress:
+        if options.ray:
+            train_on_ray(start, workers=parse_workers(options.workers), tell=progress.tell)
+        else:
+            train_here(start, tell=progress.tell)
+
+
+def train_here(start: Start, *, tell: Tell) -> None:
+    """Trains in this process, without Ray."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    work(start, lambda first, last: local_batches(start.feed, first, last), device=device, tell=tell)
+
+
+def prepare(
+    stage: Stage, data: str, run: str, recipe: Recipe, options: Options, console: Console
+) -> tuple[Start, list[str]]:
+    """Reads and checks everything, and writes nothing: what workers need, and the plan in words."""
+    low, high = parse_workers(options.workers)
+    _require_shares(recipe.batch_size, low, high)
+    if options.criterion is not None:
+        parse(options.criterion)  # before hours of training, not after
+    if not options.ray and (low, high) != (1, 1):
+        raise ConfigError(f"--no-ray trains with one worker, got --workers {options.workers}")
+    for name in _COUNTS:
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    folder = place(run)
+    model, source = _model(stage, recipe, options)
+    size, column = model.config.image_size, options.image_column
+    feed = make_feed(data, size=size, batch_size=recipe.batch_size, seed=recipe.seed, image_column=column)
+    shown = None
+    if options.validation and not options.dry_run:
+        shown = held_out(options.validation, size=size, most=options.validation_images, image_column=column)
+    expected = cost(model.config, recipe)
+    alone = torch.cuda.is_available() and options.ray  # one process per GPU, and others that decode
+    settings = Settings(
+        stage=stage,
+        recipe=recipe,
+        preset=options.preset,
+        data=data,
+        validation=options.validation,
+        init=options.init,
+        init_fingerprint=source.fingerprint if source else None,
+        criterion=options.criterion,
+        half=options.half,
+        photographs=feed.plan.images,
     )
-    objective: Objective
-    if stage == "base":
-        objective = BaseObjective(model, quantize_from=quantize_from)
-    else:
-        if not (run / "checkpoint.pt").exists():
-            initialize_locally(model, torch.Generator().manual_seed(seed))
-        objective = DistillObjective(
-            model,
-            iterations=iterations,
-            quantize_from=quantize_from,
-            quantize_over=max(1, steps // 20),
-            pixel_weight=pixel_weight,
-            pixel_from=pixel_from,
-        )
-    photographs = read_photographs(data)
-    held_out = center_crops(read_photographs(validation), model.config.image_size) if validation else None
-    trainer = Trainer(model, objective, config)
-
-    def validate(averaged: Alit) -> dict[str, float]:
-        if held_out is None:
-            return {}
-        return base_numbers(averaged, held_out) if stage == "base" else distill_numbers(averaged, held_out)
-
-    def batches(first_step: int):
-        size = model.config.image_size
-        return training_batches(photographs, size=size, batch_size=batch_size, seed=seed, first_step=first_step)
-
-    report(f"{len(photographs)} photographs, {sum(p.numel() for p in trainer.parameters) / 1e6:.2f} M parameters")
-    train(trainer, batches, run, validate=validate, report=report)
-    averaged = trainer.ema
-    if criterion is not None:
-        averaged.config = replace(averaged.config, criterion=criterion)
-    provenance = {"stage": stage, "training": asdict(config), "photographs": len(photographs), "software": __version__}
-    dtype = torch.float16 if half else torch.float32
-    save_weights(run / "weights", averaged, provenance=provenance, dtype=dtype)
-    return run / "weights"
+    start = Start(
+        settings=settings,
+        folder=folder,
+        model=model,
+        perceptual=_perceptual(recipe, options, console),
+        feed=feed,
+        held_out=shown,
+        flops=expected.flops,
+        threads=options.threads or (1 if alone else max(1, local_cpus() // high)),
+    )
+    return start, plan_lines(start, expected, options.workers)
 
 
-def _floats(images: Tensor) -> list[Tensor]:
-    return [part.float() / 255 for part in images.split(VALIDATION_BATCH)]
+def parse_workers(text: str) -> tuple[int, int]:
+    """`4` as (4, 4), `1:4` as (1, 4).
+
+    Raises:
+        ConfigError: neither of them, or fewer than one.
+    """
+    low, _, high = text.partition(":")
+    try:
+        found = int(low), int(high or low)
+    except ValueError:
+        found = (0, 0)
+    if not 1 <= found[0] <= found[1]:
+        raise ConfigError(f"--workers must be a number from 1, or a range such as 1:4, got {text!r}")
+    return found
 
 
-@torch.no_grad()
-def base_numbers(model: Alit, images: Tensor) -> dict[str, float]:
-    """L1 of the base tokenizer's own reconstruction of uint8 images, and its codebook's use."""
-    errors, ids = [], []
-    for part in _floats(images):
-        base = model.base.encode(part)
-        errors.append(metrics.l1(part, model.base.decode(base.target_BDhw)))
-        ids.append(base.ids_BG)
-    numbers = {"val_l1": float(torch.cat(errors).mean())}
-    if ids[0] is not None:
-        numbers["perplexity"] = perplexity(torch.cat(ids), model.base.prediction_dim)
-    return numbers
+def _require_shares(batch_size: int, low: int, high: int) -> None:
+    for count in range(low, high + 1):
+        if batch_size % count:
+            raise ConfigError(
+                f"--batch-size {batch_size} cannot be shared equally by {count} workers; choose a multiple of every "
+                f"number of workers from {low} to {high}"
+            )
 
 
-@torch.no_grad()
-def distill_numbers(model: Alit, images: Tensor) -> dict[str, float]:
-    """L1 at every length, of uint8 images, and the latent codebook's use at the longest."""
-    lengths, errors, ids = model.config.lengths, [], []
-    for part in _floats(images):
-        steps = list(model.rollout(part))
-        errors.append(torch.stack([metrics.l1(part, model.reconstruct(step.codes_BNC)) for step in steps]))
-        ids.append(steps[-1].ids_BN)
-    means = torch.cat(errors, 1).mean(1).tolist()
-    numbers = {f"val_l1_{length}": value for length, value in zip(lengths, means, strict=True)}
-    if model.codebook is not None:
-        numbers["perplexity"] = perplexity(torch.cat(ids), len(model.codebook.weight))
-    return numbers
+def _model(stage: Stage, recipe: Recipe, options: Options) -> tuple[Alit, Weights | None]:
+    """The model with its initial values, and the weights they came from."""
+    preset, init = options.preset, options.init
+    if preset not in PRESETS:
+        raise ConfigError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    if stage != "base" and init is None:
+        before = "a trained base" if stage == "distill" else "distilled weights"
+        raise ConfigError(f"{stage} stands on {before}: name the weights folder with --init")
+    source = load_weights(init) if init is not None else None
+    given = source.provenance.get("stage") if source else None
+    if stage == "finetune" and given == "base":
+        raise ConfigError(f"finetune stands on distilled weights, and {init!r} holds a base: distill it first")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        config = source.model.config if source else PRESETS[preset]()
+        changed = dataclasses.replace(config, halting=options.halting or config.halting)
+        model = Alit(changed)
+    if source is not None:
+        model.load_state_dict(source.model.state_dict())
+    if isinstance(recipe, DistillRecipe) and recipe.local_start and given == "base":
+        initialize_locally(model, torch.Generator().manual_seed(recipe.seed))
+    return model, source
+
+
+def _perceptual(recipe: Recipe, options: Options, console: Console) -> Perceptual | None:
+    vgg, lpips = options.vgg, options.lpips
+    if not isinstance(recipe, AdversarialRecipe):
+        return None
+    if vgg is None and lpips is None:
+        if recipe.perceptual_weight:
+            console.print("no --vgg and --lpips files: training goes on without the perceptual loss")
+        return None
+    if vgg is None or lpips is None:
+        raise ConfigError(f"the perceptual loss needs both files, --vgg and --lpips; got {vgg or lpips} alone")
+    return Perceptual.from_files(vgg, lpips)
+
+
+def plan_lines(start: Start, expected: Cost, workers: str) -> list[str]:
+    """What is about to be done, for a person."""
+    settings, recipe, feed = start.settings, start.settings.recipe, start.feed
+    share = recipe.batch_size // parse_workers(workers)[0] // recipe.accumulate or 1
+    state = expected.state_bytes / (parse_workers(workers)[0] if recipe.sharding == "fsdp" else 1)
+    memory = state + share * expected.activation_bytes
+    config = start.model.config
+    return [
+        f"{settings.stage}: {config.image_size} px, {config.lengths[0]} to {config.lengths[-1]} tokens, "
+        f"{expected.trained / 1e6:.2f} M parameters trained, {expected.frozen / 1e6:.2f} M frozen"
+        + (f", discriminator {expected.discriminator / 1e6:.2f} M" if expected.discriminator else ""),
+        f"{feed.plan.images} photographs; {recipe.steps} steps of {recipe.batch_size} are "
+        f"{recipe.steps / feed.steps_per_epoch:.1f} epochs; {workers} worker(s), {recipe.sharding}, "
+        f"{start.threads} CPU thread(s) each",
+        f"memory per worker: {state / 2**30:.2f} GiB of state, at most {memory / 2**30:.2f} GiB with the activations "
+        f"of {share} images in fp32; {expected.flops / 1e9:.1f} GFLOP per image",
+        f"run: {start.folder.path}",
+    ]

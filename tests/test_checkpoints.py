@@ -1,0 +1,348 @@
+"""A checkpoint is whole or absent, comes back as it was saved, and outlives what happens to the others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alit.errors import ConfigError, TrainingError
+from jobs.checkpoints import Checkpoints, Saved
+from jobs.storage import StorageError, place
+
+
+def opened(folder: Path, **options: Any) -> tuple[Checkpoints, list[str]]:
+    """The checkpoints of a folder, and the sentences that they report."""
+    said: list[str] = []
+    return Checkpoints(place(str(folder)), report=said.append, **options), said
+
+
+def state(step: int) -> dict[str, Any]:
+    return {"step": step, "weight": torch.full((1000,), float(step))}
+
+
+def saved(folder: Path, *steps: int, keep: int = 9) -> None:
+    checkpoints, said = opened(folder, keep=keep)
+    for step in steps:
+        checkpoints.save(state(step), step)
+    assert not said
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """The kernel refuses to make a file larger, as it does when a disk is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_state_comes_back_as_it_was_saved(tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.rand(4, 3)).sum().backward()
+    optimizer.step()
+    plain = {"step": 7, "rate": 0.1, "name": "ü", "none": None, "yes": True, "deep": {"list": [1, {"x": (2, 3)}]}}
+    tensors = {"bf16": torch.rand(5).bfloat16(), "ids": torch.arange(4), "generator": torch.Generator().get_state()}
+    whole = plain | tensors | {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    checkpoints, said = opened(tmp_path / "new" / "folder")
+    checkpoints.save(whole, 7, 0.25)
+    found = checkpoints.load_latest()
+    assert found is not None
+    assert {name: found[name] for name in plain} == plain
+    assert all(torch.equal(found[name], value) and found[name].dtype == value.dtype for name, value in tensors.items())
+    again = torch.nn.Linear(3, 2)
+    again.load_state_dict(found["model"])
+    assert torch.equal(again.weight, model.weight)
+    other = torch.optim.AdamW(again.parameters())
+    other.load_state_dict(found["optimizer"])
+    assert other.param_groups[0]["lr"] == 0.1
+    assert torch.equal(other.state[again.weight]["exp_avg"], optimizer.state[model.weight]["exp_avg"])
+    assert checkpoints.list() == [Saved(step=7, score=0.25)]
+    assert not said
+
+
+def test_the_json_file_describes_the_state_beside_it(tmp_path):
+    saved(tmp_path, 1000)
+    assert names(tmp_path) == ["step-00001000.json", "step-00001000.pt"]
+    data = (tmp_path / "step-00001000.pt").read_bytes()
+    expected = {"step": 1000, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "score": None}
+    assert json.loads((tmp_path / "step-00001000.json").read_text()) == expected | {"file": "step-00001000.pt"}
+
+
+def test_a_folder_that_is_absent_or_empty_has_no_checkpoint(tmp_path):
+    for folder in (tmp_path, tmp_path / "absent"):
+        checkpoints, _ = opened(folder)
+        assert checkpoints.load_latest() is None
+        assert checkpoints.list() == []
+    assert not (tmp_path / "absent").exists()
+
+
+def test_at_least_one_checkpoint_is_kept(tmp_path):
+    with pytest.raises(ConfigError, match="keep must be at least 1, got 0"):
+        opened(tmp_path, keep=0)
+
+
+def test_a_process_killed_in_the_middle_of_a_write_leaves_the_older_and_what_it_left_goes_with_the_next(tmp_path):
+    script = f"""
+import os, signal, sys, torch
+from jobs.checkpoints import Checkpoints, _HashingWriter
+from jobs.storage import place
+checkpoints = Checkpoints(place({str(tmp_path)!r}))
+checkpoints.save({{"step": 1}}, 1)
+write = _HashingWriter.write
+def write_and_die(self, data):
+    count = write(self, data)
+    if self.bytes > 400_000:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return count
+_HashingWriter.write = write_and_die
+checkpoints.save({{"step": 2, "first": torch.zeros(100_000), "second": torch.zeros(100_000)}}, 2)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent.parent, check=False)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
+    assert left.stat().st_size >= 400_000
+    checkpoints, said = opened(tmp_path)
+    assert checkpoints.load_latest() == {"step": 1}
+    checkpoints.save(state(2), 2)
+    assert names(tmp_path) == ["step-00000001.json", "step-00000001.pt", "step-00000002.json", "step-00000002.pt"]
+    assert not said
+
+
+def test_a_full_disk_is_a_sentence_and_the_older_stay_as_they_are(tmp_path):
+    saved(tmp_path, 1, 2)
+    before = contents(tmp_path)
+    checkpoints, _ = opened(tmp_path, keep=1)
+    large = {"first": torch.zeros(30_000), "second": torch.zeros(30_000)}
+    for step in (2, 3):  # one that it has, and a new one
+        with files_of_at_most(150_000), pytest.raises(StorageError, match="cannot be written: File too large"):
+            checkpoints.save(large, step)
+        assert contents(tmp_path) == before
+
+
+def test_a_json_file_that_cannot_be_written_leaves_the_older(tmp_path, monkeypatch):
+    saved(tmp_path, 1, 2)
+    checkpoints, _ = opened(tmp_path, keep=1)
+    dumps = json.dumps
+    monkeypatch.setattr(json, "dumps", lambda record: dumps(record) + " " * 100_000)
+    for step in (2, 3):
+        with files_of_at_most(50_000), pytest.raises(StorageError, match="json' cannot be written"):
+            checkpoints.save({"step": -1}, step)
+        found = checkpoints.load_latest()
+        assert found is not None
+        assert found["step"] == 2
+
+
+def test_a_file_in_place_of_the_folder_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    checkpoints, _ = opened(tmp_path / "file")
+    with pytest.raises(StorageError, match=r"file' cannot be listed as a folder"):
+        checkpoints.save(state(1), 1)
+    with pytest.raises(StorageError, match=r"file' cannot be listed as a folder"):
+        checkpoints.load_latest()
+    checkpoints, _ = opened(Path("/proc/alit"))
+    with pytest.raises(StorageError, match=r"'/proc/alit/step-00000001.pt' cannot be written"):
+        checkpoints.save(state(1), 1)
+
+
+def truncate(folder: Path) -> None:
+    os.truncate(folder / "step-00000003.pt", 100)
+
+
+def flip_a_byte(folder: Path) -> None:
+    path = folder / "step-00000003.pt"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def remove_the_state(folder: Path) -> None:
+    (folder / "step-00000003.pt").unlink()
+
+
+def cut_the_json(folder: Path) -> None:
+    os.truncate(folder / "step-00000003.json", 20)
+
+
+def describe_another(folder: Path) -> None:
+    path = folder / "step-00000003.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"file": "../elsewhere.pt"}))
+
+
+def describe_garbage(folder: Path) -> None:
+    forge(folder, 3, b"no state at all")
+
+
+def forge(folder: Path, step: int, data: bytes) -> None:
+    """A checkpoint whose JSON file agrees with the bytes, whatever they are."""
+    name = f"step-{step:08d}"
+    (folder / f"{name}.pt").write_bytes(data)
+    record = {"step": step, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "score": None}
+    (folder / f"{name}.json").write_text(json.dumps(record))
+
+
+DAMAGE = {
+    truncate: r"step-00000003\.pt' is damaged \(100 bytes in place of \d+\)",
+    flip_a_byte: r"step-00000003\.pt' is damaged \(its SHA-256 is not the one that was written\)",
+    remove_the_state: r"step-00000003\.pt' is damaged \(it is missing\)",
+    cut_the_json: r"step-00000003\.json' is damaged \(it describes no checkpoint\)",
+    describe_another: r"step-00000003\.json' is damaged \(it describes no checkpoint\)",
+    describe_garbage: r"step-00000003\.pt' is damaged \(no state: UnpicklingError\)",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+def test_a_damaged_checkpoint_is_reported_passed_over_and_replaced(tmp_path, damage):
+    saved(tmp_path, 1, 2, 3)
+    damage(tmp_path)
+    checkpoints, said = opened(tmp_path, keep=2)
+    found = checkpoints.load_latest()
+    assert found is not None
+    assert found["step"] == 2
+    (sentence,) = said
+    assert re.fullmatch(rf"'{tmp_path}/{DAMAGE[damage]}; falling back to step 2", sentence)
+    checkpoints.save(state(3), 3)
+    found = opened(tmp_path)[0].load_latest()
+    assert found is not None
+    assert found["step"] == 3
+    assert [one.step for one in checkpoints.list()] == [2, 3]
+    assert sum(name.endswith(".pt") for name in names(tmp_path)) == 2
+
+
+def test_a_damaged_checkpoint_does_not_displace_an_intact_one(tmp_path):
+    saved(tmp_path, 10, 20)
+    (tmp_path / "step-00000020.pt").write_bytes(b"")
+    checkpoints, _ = opened(tmp_path, keep=1)
+    checkpoints.load_latest()
+    checkpoints.save(state(15), 15)
+    assert names(tmp_path) == ["step-00000015.json", "step-00000015.pt"]
+
+
+def test_an_object_with_code_is_refused_and_does_nothing(tmp_path):
+    class Code:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "done"),)
+
+    saved(tmp_path, 1)
+    torch.save({"step": 2, "code": Code()}, tmp_path / "made.pt")
+    forge(tmp_path, 2, (tmp_path / "made.pt").read_bytes())
+    checkpoints, said = opened(tmp_path)
+    found = checkpoints.load_latest()
+    assert found is not None
+    assert found["step"] == 1
+    assert said == [
+        f"'{tmp_path}/step-00000002.pt' is damaged (it holds an object, posix.mkdir, that is no plain value); "
+        "falling back to step 1"
+    ]
+    assert not (tmp_path / "done").exists()
+
+
+def test_a_state_that_could_not_be_loaded_again_is_refused_when_it_is_saved(tmp_path):
+    checkpoints, _ = opened(tmp_path)
+    with pytest.raises(TrainingError, match=r"state at step 5 could not be loaded again: .* pathlib\.PosixPath"):
+        checkpoints.save({"config": [{"folder": tmp_path}], "weight": torch.zeros(3)}, 5)
+    assert names(tmp_path) == []
+
+
+def test_where_none_is_intact_nothing_is_touched_and_the_sentence_says_what_to_do(tmp_path):
+    saved(tmp_path, 1, 2)
+    truncated = tmp_path / "step-00000001.pt"
+    os.truncate(truncated, 100)
+    (tmp_path / "step-00000002.pt").unlink()
+    before = contents(tmp_path)
+    checkpoints, said = opened(tmp_path)
+    with pytest.raises(TrainingError) as error:
+        checkpoints.load_latest()
+    assert str(error.value).startswith(f"no checkpoint in '{tmp_path}' is intact: '{tmp_path}/step-00000002.pt' is")
+    assert f"'{truncated}' is damaged (100 bytes in place of" in str(error.value)
+    assert str(error.value).endswith("put a good copy in place, or delete the folder to start anew")
+    assert len(said) == 1
+    assert contents(tmp_path) == before
+
+
+scores = st.lists(st.none() | st.sampled_from([0.5, 1.0, 2.0, math.nan, math.inf]), min_size=1, max_size=6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(scores=scores, keep=st.integers(1, 3))
+def test_the_latest_and_the_best_are_kept(scores, keep):
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints, said = opened(Path(folder), keep=keep)
+        for step, score in enumerate(scores):
+            checkpoints.save({"step": step}, step, score)
+        finite = [(s, -step) for step, s in enumerate(scores) if s is not None and math.isfinite(s)]
+        kept = {-min(finite)[1]} if finite else set()
+        kept |= set(range(max(0, len(scores) - keep), len(scores)))
+        expected = [(step, s if s is not None and math.isfinite(s) else None) for step, s in enumerate(scores)]
+        assert checkpoints.list() == [Saved(step=step, score=s) for step, s in expected if step in kept]
+        assert len(names(Path(folder))) == 2 * len(kept)
+        assert checkpoints.load_latest() == {"step": len(scores) - 1}
+        assert not said
+
+
+def test_the_one_just_saved_is_kept_even_where_newer_ones_are(tmp_path):
+    saved(tmp_path, 10, 20)
+    checkpoints, _ = opened(tmp_path, keep=1)
+    checkpoints.save(state(5), 5)
+    assert [one.step for one in checkpoints.list()] == [5, 20]
+
+
+def test_a_step_saved_again_takes_the_place_of_the_first(tmp_path):
+    checkpoints, _ = opened(tmp_path, keep=1)
+    for score in (0.1, 0.3, 0.2):
+        checkpoints.save({"score": score}, 1, score)
+        assert checkpoints.load_latest() == {"score": score}
+        assert checkpoints.list() == [Saved(step=1, score=score)]
+        assert len(names(tmp_path)) == 2
+
+
+def test_leftovers_go_with_the_next_save_and_what_is_not_ours_stays(tmp_path):
+    left = ["step-00000001.pt", "step-00000002.again.pt", ".step-00000003.pt.0123456789abcdef0123456789abcdef.tmp"]
+    foreign = ["log.jsonl", "step-1.pt", "step-00000001.pt.txt"]
+    for name in left + foreign:
+        (tmp_path / name).write_text("x")
+    checkpoints, said = opened(tmp_path)
+    assert checkpoints.list() == []
+    assert checkpoints.load_latest() is None
+    checkpoints.save(state(4), 4)
+    assert names(tmp_path) == sorted(["step-00000004.json", "step-00000004.pt", *foreign])
+    assert not said
+
+
+def test_what_cannot_be_removed_is_a_sentence_and_the_rest_goes(tmp_path):
+    saved(tmp_path, 1, 2)
+    stuck = tmp_path / "step-00000000.pt"
+    (stuck / "a folder").mkdir(parents=True)  # which root cannot remove as a file, either
+    checkpoints, said = opened(tmp_path, keep=1)
+    checkpoints.save(state(3), 3)
+    assert names(tmp_path) == [stuck.name, "step-00000003.json", "step-00000003.pt"]
+    assert all(sentence.startswith(f"'{stuck}' cannot be removed: ") for sentence in said)
+    assert said

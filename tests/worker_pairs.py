@@ -1,0 +1,94 @@
+"""One training, done alone or by two gloo workers that see half of each batch: what `test_workers.py` compares."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from small_models import TINY
+from torch import Tensor, nn
+
+from alit.config import AlitConfig, KLConfig
+from alit.objectives import objective_for
+from alit.recipe import BaseRecipe, DistillRecipe, FinetuneRecipe, Recipe
+from alit.tokenizer import Alit
+from alit.training import Batch, Trainer
+
+BATCH = 16
+STEPS = 20
+GAN = {"gan_weight": 0.5, "gan_from": 4, "gan_ramp": 4, "discriminator_width": 8, "discriminator_layers": 2}
+COMMON: dict[str, Any] = {
+    "steps": 40,
+    "batch_size": BATCH,
+    "warmup": 2,
+    "bf16": False,
+    "ema": 0.9,
+    "learning_rate": 1e-3,
+}
+HALTING = dataclasses.replace(TINY, halting="sampled", halting_threshold=0.03)
+KL = dataclasses.replace(TINY, base=KLConfig(channels=(32, 32), blocks=1, latent_dim=4), codebook_size=None)
+CASES: dict[str, tuple[AlitConfig, Recipe]] = {
+    "base": (TINY, BaseRecipe(quantize_from=3, **COMMON, **GAN)),
+    "base-kl": (KL, BaseRecipe(**COMMON, **GAN)),
+    "distill": (
+        HALTING,
+        DistillRecipe(grad_iterations=2, pixel_weight=0.5, quantize_from=2, quantize_over=4, **COMMON),
+    ),
+    "finetune": (TINY, FinetuneRecipe(code_weight=0.1, **COMMON, **GAN)),
+    "finetune-per-length": (TINY, FinetuneRecipe(discriminator="per-length", **COMMON, **GAN)),
+}
+
+
+def global_batch(step: int) -> Tensor:
+    """Smooth images, uint8 [16, 3, 16, 16]; other ones each step."""
+    coarse = torch.rand(BATCH, 3, 4, 4, generator=torch.Generator().manual_seed(step))
+    return (255 * nn.functional.interpolate(coarse, size=16, mode="bicubic").clamp(0, 1)).to(torch.uint8)
+
+
+def trainer_of(case: str, **changes: Any) -> Trainer:
+    """A case's trainer with its initial values, the same on every worker; revivals happen within the few steps."""
+    config, recipe = CASES[case]
+    recipe = dataclasses.replace(recipe, **changes)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Alit(config)
+        if case != "base-kl":
+            with torch.no_grad():
+                latents = model.base.encode(global_batch(0) / 255).latents_BDhw.permute(0, 2, 3, 1).flatten(0, 2)
+                model.base.codebook.weight.copy_(latents[torch.randperm(len(latents))[:32]])
+    objective = objective_for(model, recipe)
+    if objective.revival is not None:
+        objective.revival.every, objective.revival.floor = 5, 0.3
+    return Trainer(model, objective, recipe)
+
+
+def train(case: str, rank: int, workers: int, **changes: Any) -> dict[str, Any]:
+    """Losses of 20 steps, averaged over workers, and the state at the end."""
+    from alit import distributed
+
+    torch.set_num_threads(1)
+    trainer = trainer_of(case, **changes)
+    share = BATCH // workers
+    losses = []
+    for step in range(STEPS):
+        images = global_batch(step)[rank * share : (rank + 1) * share]
+        numbers = trainer.train_step(Batch(images))
+        losses.append(float(distributed.averaged(numbers["loss"])))
+    return {"losses": losses, "state": trainer.state_dict()}
+
+
+if __name__ == "__main__":  # python worker_pairs.py RANK WORKERS STORE OUTPUT SHARDING CASE...
+    rank, workers, store, output, sharding, *cases = sys.argv[1:]
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(workers), timeout=timedelta(seconds=120)
+    )
+    for case in cases:
+        found = train(case, int(rank), int(workers), sharding=sharding)
+        if rank == "0":
+            torch.save(found, Path(output) / f"{case}-{sharding}.pt")
+    dist.destroy_process_group()
