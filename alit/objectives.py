@@ -242,7 +242,6 @@ class FinetuneObjective(Objective):
     """
 
     def __init__(self, model: Alit, recipe: FinetuneRecipe, perceptual: Perceptual | None = None) -> None:
-        self.recipe = recipe
         self.pixels = PixelLoss(recipe, perceptual, lengths=model.config.iterations)
         self.adversary = self.pixels.adversary
         size = model.config.codebook_size
@@ -262,10 +261,6 @@ class FinetuneObjective(Objective):
         losses = self.pixels(model, images, model.base.decode(model.base.predicted(predictions, "soft")), k, step)
         total = losses.total + output.quantizer_loss
         parts = losses.parts | {"quantizer": output.quantizer_loss.detach()}
-        if self.recipe.code_weight and base.ids_BG is not None:
-            code = F.cross_entropy(predictions.flatten(0, 1), base.ids_BG.flatten())
-            total = total + self.recipe.code_weight * code
-            parts["code"] = code.detach()
         if self.revival is not None and output.ids_BN is not None:
             self.revival.observe(output.ids_BN, F.normalize(output.unquantized_BNC.float(), dim=-1))
         return Losses(total, {f"{name}_{k}" if name == "l1" else name: value for name, value in parts.items()})

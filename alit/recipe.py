@@ -165,14 +165,9 @@ class DistillRecipe(Recipe):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneRecipe(AdversarialRecipe):
-    """Everything trained on the pixels, one length per step.
-
-    Attributes:
-        code_weight: of the cross-entropy of the base's ids, which keeps the criteria `code` and `latent` meaningful.
-    """
+    """Everything trained on the pixels, one length per step."""
 
     learning_rate: float = 1e-4
-    code_weight: float = 0.0
 
 
 Stage = Literal["base", "distill", "finetune"]
@@ -185,7 +180,7 @@ def _nano(stage: Stage) -> Recipe:
         return BaseRecipe(steps=2400)
     if stage == "distill":
         return DistillRecipe(steps=3500, quantize_from=1200, quantize_over=175, pixel_weight=10.0, pixel_from=2300)
-    return FinetuneRecipe(steps=4000, learning_rate=5e-4)
+    return FinetuneRecipe(steps=6000, learning_rate=5e-4, validate_every=1000)
 
 
 def _published(stage: Stage) -> Recipe:

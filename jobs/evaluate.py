@@ -1,209 +1,310 @@
-"""What weights are worth: the error at every length, how lengths follow the pictures, how codebooks are used."""
+"""What weights are worth: every image measured at every length, in one streaming pass of Ray Data.
+
+One row of the Ray dataset is a run of batches; actors hold the models, read, decode and measure, and send small numbers
+back, batch by batch. The batches do not depend on how many actors there are, and neither do the numbers.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
-import torch.nn.functional as F
-from rich.progress import track
-from torch import Tensor
+from rich import progress as bars
+from rich.console import Console
 
-from alit import metrics
-from alit.data import center_crops, read_photographs
-from alit.errors import ConfigError
-from alit.images import encode_image
-from alit.tokenizer import Alit
-from alit.weights import load_weights
+from alit.errors import AlitError
+from alit.images import DEFAULT_LIMITS
+from jobs.inputs import Plan, Row, Source, make_plan, read_rows
+from jobs.plot import draw
+from jobs.report import Evaluation, report, require_thresholds
+from jobs.runner import keep_freed_memory, local_cpus, ray_session
+from jobs.samples import Collected, Measured, Part, Reject, RulerFiles, Rulers, measure
+from jobs.shards import DECODE_THREADS, Decoded, decode_rows
+from jobs.storage import Place, place
+from jobs.tables import markdown
 
-BATCH = 64
-RESAMPLES = 10_000
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Adaptive:
-    """The lengths that `l1:threshold` chooses.
-
-    Attributes:
-        counts: images per length, shortest first.
-        l1: at the chosen lengths.
-        spearman: rank correlation of the chosen length with the bytes of the model-size input as JPEG, quality 75.
-    """
-
-    threshold: float
-    mean_tokens: float
-    counts: list[int]
-    satisfied: float
-    l1: float
-    spearman: float
+LARGEST_BATCH = 64
+PIXELS = 1 << 20
+"""Of a batch, at most: LPIPS's first layers alone take half a KiB for each."""
+BATCHES_PER_UNIT = 8
+"""At most; neighbouring rows of Parquet are then read together."""
+CODED = 512
+"""Images that the codecs are tried on, spread evenly over all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluation:
-    """Numbers over one set of images.
+class Job:
+    """All that a worker needs to know; picklable.
 
     Attributes:
-        l1, psnr: mean at every length, shortest first.
-        change: of the mean L1 from each length to the next, with its paired bootstrap's 95 % interval (low, high).
-        base_l1: of the base tokenizer's own reconstruction.
-        mean_color_l1, thumbnail_l1: of one colour per image, and of a 4 x 4 thumbnail enlarged bicubically.
-        perplexity, base_perplexity: codes used as if evenly, of the latent codebook (at every length) and the base's.
+        source: where the input lies and how it is read.
+        files: what to measure, and with what.
+        batch_size: images measured together.
     """
 
-    fingerprint: str
-    images: int
-    lengths: list[int]
-    l1: list[float]
-    psnr: list[float]
-    change: list[tuple[float, float, float]]
-    base_l1: float
-    mean_color_l1: float
-    thumbnail_l1: float
-    codebook_size: int
-    perplexity: list[float]
-    base_codebook_size: int
-    base_perplexity: float
-    adaptive: list[Adaptive]
+    source: Source
+    files: RulerFiles
+    batch_size: int
 
 
-def perplexity(ids: Tensor, size: int) -> float:
-    """The number of codes that are used as if evenly: e to the entropy of how often each is chosen."""
-    share = torch.bincount(ids.flatten(), minlength=size).double()
-    return float(torch.exp(torch.special.entr(share / share.sum()).sum()))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unit:
+    """A run of batches, for one worker.
+
+    Attributes:
+        first: the number of its first batch.
+        rows: its images.
+        coded: on which of them the codecs are tried.
+    """
+
+    first: int
+    rows: tuple[Row, ...]
+    coded: tuple[bool, ...]
 
 
-def spearman(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:
-    """Rank correlation, ties at their mean rank; 0 where one side is constant."""
-    ranks = []
-    for values in (np.asarray(a), np.asarray(b)):
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[inverse])
-    if min(rank.std() for rank in ranks) == 0:
-        return 0.0
-    return float(np.corrcoef(*ranks)[0, 1])
+# -------------------------------------------------------------------- pure stages
 
 
-def bootstrap(differences: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """The mean of paired differences and its 95 % percentile interval."""
-    random = np.random.default_rng(seed)
-    rows = random.integers(len(differences), size=(RESAMPLES, len(differences)))
-    low, high = np.percentile(differences[rows].mean(1), [2.5, 97.5])
-    return float(differences.mean()), float(low), float(high)
-
-
-@torch.inference_mode()
-def evaluate(model: Alit, images: Tensor, fingerprint: str, thresholds: Sequence[float] = ()) -> Evaluation:
-    """Evaluates a discrete model on uint8 images [B, 3, S, S].
+def evaluate(rulers: Rulers, batches: Iterable[np.ndarray], thresholds: Sequence[float] = ()) -> Evaluation:
+    """Evaluates a model on images in memory, uint8 [B, S, S, 3] each; the codecs are tried on all of them.
 
     Args:
-        thresholds: of the criterion `l1`; when none are given, those at which each length is the middle one's equal.
+        rulers: the model, and what else there is to measure with.
+        batches: of any sizes, at least one image each.
+        thresholds: of the criterion `l1`; some that spread the lengths when none are given.
 
     Raises:
-        ConfigError: continuous latents or a continuous base.
+        AlitError: no images, or a threshold is not a positive number.
     """
-    config = model.config
-    if model.codebook is None or not hasattr(model.base, "codebook"):
-        raise ConfigError("evaluation counts codes: it needs quantized latents over a discrete base")
-    lengths = config.lengths
-    l1: list[Tensor] = []
-    psnr: list[Tensor] = []
-    base_l1, color_l1, thumbnail_l1, base_ids = [], [], [], []
-    ids: list[list[Tensor]] = [[] for _ in lengths]
-    for part in track(images.split(BATCH), description="evaluating", transient=True):
-        x = part.float() / 255
-        base = model.base.encode(x)
-        base_l1.append(metrics.l1(x, model.base.decode(base.target_BDhw)))
-        base_ids.append(base.ids_BG)
-        color_l1.append(metrics.l1(x, x.mean(dim=(2, 3), keepdim=True).expand_as(x)))
-        small = F.interpolate(x, size=4, mode="area")
-        thumbnail_l1.append(metrics.l1(x, F.interpolate(small, size=x.shape[-1], mode="bicubic").clamp(0, 1)))
-        pictures = []
-        for k, step in enumerate(model.rollout(x, base=base)):
-            pictures.append(model.reconstruct(step.codes_BNC))
-            assert step.ids_BN is not None
-            ids[k].append(step.ids_BN)
-        l1.append(torch.stack([metrics.l1(x, picture) for picture in pictures]))
-        psnr.append(torch.stack([metrics.psnr(x, picture.clamp(0, 1)) for picture in pictures]))
-    errors = torch.cat(l1, 1).numpy()
-    sizes = [len(encode_image(p, "jpeg", 75)) for p in images.permute(0, 2, 3, 1).contiguous().numpy()]
-    if not thresholds:
-        middle = np.median(errors, axis=1)
-        thresholds = sorted({round(float(t), 4) for t in (*middle, (middle[0] + middle[-1]) / 2)}, reverse=True)
-    return Evaluation(
-        fingerprint=fingerprint,
-        images=len(images),
-        lengths=list(lengths),
-        l1=errors.mean(1).tolist(),
-        psnr=torch.cat(psnr, 1).mean(1).tolist(),
-        change=[bootstrap(b - a) for a, b in pairwise(errors)],
-        base_l1=float(torch.cat(base_l1).mean()),
-        mean_color_l1=float(torch.cat(color_l1).mean()),
-        thumbnail_l1=float(torch.cat(thumbnail_l1).mean()),
-        codebook_size=len(model.codebook.weight),
-        perplexity=[perplexity(torch.cat(part), len(model.codebook.weight)) for part in ids],
-        base_codebook_size=model.base.prediction_dim,
-        base_perplexity=perplexity(torch.cat(base_ids), model.base.prediction_dim),
-        adaptive=[adaptive(errors, lengths, sizes, threshold) for threshold in thresholds],
-    )
+    require_thresholds(thresholds)
+    collected = Collected()
+    for number, pixels in enumerate(batches):
+        collected.add(Part(number, measure(rulers, pixels, np.ones(len(pixels), bool)), []))
+    return report(collected, rulers, thresholds)
 
 
-def adaptive(errors: np.ndarray, lengths: Sequence[int], sizes: Sequence[int], threshold: float) -> Adaptive:
-    """What `l1:threshold` chooses, from the L1 of every image at every length, [K, B]."""
-    met = errors <= np.float32(threshold)
-    chosen = np.where(met.any(0), met.argmax(0), len(lengths) - 1)
-    tokens = np.asarray(lengths)[chosen]
-    return Adaptive(
-        threshold=threshold,
-        mean_tokens=float(tokens.mean()),
-        counts=np.bincount(chosen, minlength=len(lengths)).tolist(),
-        satisfied=float(met.any(0).mean()),
-        l1=float(errors[chosen, np.arange(errors.shape[1])].mean()),
-        spearman=spearman(tokens, np.asarray(sizes)),
-    )
+def every_row(plan: Plan) -> list[Row]:
+    """All images of a plan."""
+    rows = []
+    for shard in plan.shards:
+        if plan.source.parquet:
+            rows += [Row(shard.paths[0], number) for number in range(shard.start, shard.start + shard.rows)]
+        else:
+            rows += [Row(path, 0) for path in shard.paths]
+    return rows
 
 
-def markdown(result: Evaluation) -> str:
-    """The evaluation as tables."""
-    lines = [
-        f"{result.images} images, weights `{result.fingerprint[:12]}`",
-        "",
-        "| tokens | L1 | change, 95 % interval | PSNR | codes used |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for k, length in enumerate(result.lengths):
-        change = "" if k == 0 else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*result.change[k - 1])
-        used = f"{result.perplexity[k]:.0f} of {result.codebook_size}"
-        lines.append(f"| {length} | {result.l1[k]:.4f} | {change} | {result.psnr[k]:.2f} dB | {used} |")
-    lines += [
-        f"| base tokenizer | {result.base_l1:.4f} | | | {result.base_perplexity:.0f} of {result.base_codebook_size} |",
-        f"| 4 x 4 thumbnail | {result.thumbnail_l1:.4f} | | | |",
-        f"| mean colour | {result.mean_color_l1:.4f} | | | |",
-        "",
-        "| criterion | mean tokens | images per length | satisfied | L1 | Spearman with JPEG bytes |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in result.adaptive:
-        counts = " / ".join(map(str, row.counts))
-        lines.append(
-            f"| l1:{row.threshold:g} | {row.mean_tokens:.1f} | {counts} | {row.satisfied:.0%} | {row.l1:.4f} | "
-            f"{row.spearman:+.2f} |"
+def spread(count: int, most: int | None) -> np.ndarray:
+    """The indices of at most `most` out of `count`, evenly spaced from the first on."""
+    kept = count if most is None else min(count, most)
+    return np.arange(kept) * count // max(1, kept)
+
+
+def units(rows: Sequence[Row], batch_size: int, workers: int) -> list[Unit]:
+    """Cuts images into runs of whole batches, at least two for every worker where there are enough."""
+    coded = np.zeros(len(rows), bool)
+    coded[spread(len(rows), CODED)] = True
+    batches = math.ceil(len(rows) / batch_size)
+    together = min(BATCHES_PER_UNIT, max(1, batches // (2 * workers)))
+    found = []
+    for first in range(0, batches, together):
+        part = slice(first * batch_size, (first + together) * batch_size)
+        found.append(Unit(first=first, rows=tuple(rows[part]), coded=tuple(coded[part].tolist())))
+    return found
+
+
+def measure_unit(job: Job, rulers: Rulers, unit: Unit) -> Iterator[Part]:
+    """Reads, decodes and measures; the next images are read while the last ones are measured."""
+    for offset, decoded in enumerate(_decoded(job, unit, rulers.model.config.image_size)):
+        start = offset * job.batch_size
+        coded = np.array(unit.coded[start : start + job.batch_size])[decoded.good]
+        measured = measure(rulers, decoded.pixels, coded) if len(decoded.pixels) else None
+        bad = [name for name, good in zip(decoded.ids, decoded.good, strict=True) if not good]
+        rejects = [Reject(name, *why) for name, why in zip(bad, decoded.rejects, strict=True)]
+        yield Part(unit.first + offset, measured, rejects)
+
+
+def _decoded(job: Job, unit: Unit, size: int) -> Iterator[Decoded]:
+    # of Parquet a unit is read at once, since every reading costs whole row groups
+    together = len(unit.rows) if job.source.parquet else job.batch_size
+    with ThreadPoolExecutor(DECODE_THREADS) as pool, ThreadPoolExecutor(1) as ahead:
+
+        def decode() -> Iterator[Decoded]:
+            for start in range(0, len(unit.rows), together):
+                rows = read_rows(job.source, unit.rows[start : start + together], DEFAULT_LIMITS.max_bytes, pool)
+                for part in rows.slices(job.batch_size):
+                    yield decode_rows(part, size, DEFAULT_LIMITS, pool.map)
+
+        parts = decode()
+        waiting: Future[Decoded | None] = ahead.submit(next, parts, None)
+        while (decoded := waiting.result()) is not None:
+            waiting = ahead.submit(next, parts, None)
+            yield decoded
+
+
+# -------------------------------------------------------------------- Ray stages
+
+
+UNIT_SCHEMA = pa.schema(
+    {
+        "first": pa.int64(),
+        "paths": pa.list_(pa.binary()),
+        "numbers": pa.list_(pa.int64()),
+        "coded": pa.list_(pa.bool_()),
+    }
+)
+
+
+def _unit_table(unit: Unit) -> pa.Table:
+    paths, numbers = zip(*unit.rows, strict=True)
+    columns = {"first": unit.first, "paths": list(paths), "numbers": list(numbers), "coded": list(unit.coded)}
+    return pa.Table.from_pylist([columns], UNIT_SCHEMA)
+
+
+def _unit(row: dict[str, Any]) -> Unit:
+    rows = tuple(map(Row, row["paths"], row["numbers"]))
+    return Unit(first=row["first"], rows=rows, coded=tuple(row["coded"]))
+
+
+def _part_table(part: Part) -> pa.Table:
+    cell = None if part.measured is None else part.measured.pack()
+    columns = {"number": [part.number], "rejects": [json.dumps(part.rejects)]}
+    return pa.table(columns | {"measured": pa.array([cell], pa.large_binary())})
+
+
+def _part(row: dict[str, Any]) -> Part:
+    measured = None if row["measured"] is None else Measured.unpack(row["measured"])
+    return Part(row["number"], measured, [Reject(*reject) for reject in json.loads(row["rejects"])])
+
+
+class Evaluator:
+    """The actor: loads the models once, then measures one unit after the other."""
+
+    def __init__(self, job: Job) -> None:
+        torch.set_num_threads(1)
+        keep_freed_memory()
+        self.job = job
+        self.rulers = Rulers.load(job.files, _device())
+
+    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+        for row in rows.to_pylist():
+            for part in measure_unit(self.job, self.rulers, _unit(row)):
+                yield _part_table(part)
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _through_ray(job: Job, rows: Sequence[Row], workers: int | None) -> Iterator[Part]:
+    with ray_session(workers or 0) as ray:
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        work = units(rows, job.batch_size, workers or max(1, gpus or local_cpus()))
+        dataset = ray.data.from_arrow([_unit_table(unit) for unit in work]).map_batches(
+            Evaluator,
+            fn_constructor_args=(job,),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(
+                size=min(workers or max(1, gpus or local_cpus()), len(work)), max_tasks_in_flight_per_actor=2
+            ),
+            num_cpus=0.5 if gpus else 1,
+            num_gpus=1 if gpus else None,
         )
-    return "\n".join(lines) + "\n"
+        try:
+            yield from map(_part, dataset.iter_rows())
+        except AlitError as error:  # a worker's: Ray's own exception has its class, and a page of traceback as text
+            raise AlitError(str(getattr(error, "cause", error)).splitlines()[0]) from None  # Ray adds lines
 
 
-def run(images: str, output: Path | None, *, weights: str | None, thresholds: Sequence[float]) -> Evaluation:
-    """Evaluates a weights folder and prints the tables; with `output`, also writes them there as .json and .md."""
-    loaded = load_weights(weights)
-    pixels = center_crops(read_photographs(images), loaded.model.config.image_size)
-    result = evaluate(loaded.model, pixels, loaded.fingerprint, thresholds)
+# -------------------------------------------------------------------- the command
+
+
+def run(
+    source: str,
+    output: str | None = None,
+    *,
+    weights: str | None = None,
+    against: str | None = None,
+    thresholds: Sequence[float] = (),
+    vgg: str | None = None,
+    lpips: str | None = None,
+    inception: str | None = None,
+    workers: int | None = None,
+    most: int | None = None,
+    image_column: str = "image",
+    ray: bool = True,
+    console: Console | None = None,
+) -> Evaluation:
+    """Evaluates a weights folder and prints the tables; the arguments are those of `alit evaluate`.
+
+    Raises:
+        AlitError: whatever a person can put right, before anything is measured; or no image could be decoded.
+    """
+    for option, value in (("--workers", workers), ("--most", most)):
+        if value is not None and value < 1:
+            raise AlitError(f"{option} must be at least 1, got {value}")
+    require_thresholds(thresholds)
+    console = console or Console(stderr=True)
+    given = RulerFiles(weights=weights, against=against, vgg=vgg, lpips=lpips, inception=inception)
+    rulers = Rulers.load(given, "cpu" if ray else _device())  # here too: what is wrong costs a sentence, not a start
+    plan = make_plan(source, rows_per_file=1024, image_column=image_column)
+    target = place(output) if output is not None else None
+    rows = every_row(plan)
+    rows = [rows[index] for index in spread(len(rows), most)]
+    size = rulers.model.config.image_size
+    batch_size = max(1, min(LARGEST_BATCH, PIXELS // size**2))
+    files = {name: None if path is None else str(Path(path).resolve()) for name, path in _paths(given).items()}
+    job = Job(source=plan.source, files=RulerFiles(**files), batch_size=batch_size)
+    console.print(f"{len(rows)} images of {plan.images}, {len(rulers.model.config.lengths)} lengths", highlight=False)
+    if ray:
+        parts = _through_ray(job, rows, workers)
+    else:
+        parts = (part for unit in units(rows, batch_size, 1) for part in measure_unit(job, rulers, unit))
+    result = report(_follow(parts, len(rows), console), rulers, thresholds)
     print(markdown(result))
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.with_suffix(".json").write_text(json.dumps(asdict(result), indent=1) + "\n")
-        output.with_suffix(".md").write_text(markdown(result))
+    if target is not None:
+        for ending, data in (
+            (".json", (json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n").encode()),
+            (".md", markdown(result).encode()),
+            (".png", draw(result, "png")),
+            (".svg", draw(result, "svg")),
+        ):
+            Place(target.filesystem, target.path + ending).write(data)
     return result
+
+
+def _paths(files: RulerFiles) -> dict[str, str | None]:
+    return {name: getattr(files, name) for name in ("weights", "against", "vgg", "lpips", "inception")}
+
+
+def _follow(parts: Iterable[Part], images: int, console: Console) -> Collected:
+    """Gathers all parts, showing how far it is."""
+    collected, started, before = Collected(), 0.0, 0
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("{task.fields[rate]}"),
+        bars.TimeElapsedColumn(),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, console=console) as bar:
+        task = bar.add_task("starting", total=images, rate="")
+        for part in parts:
+            collected.add(part)
+            if not started:  # what came before took a start besides
+                started, before = time.monotonic(), collected.through
+            rate = (collected.through - before) / max(1e-9, time.monotonic() - started)
+            text = f"{rate:.1f} images/s" if rate else ""
+            bar.update(task, description="measuring", completed=collected.through, rate=text)
+    return collected

@@ -1,12 +1,10 @@
-"""The training data feed: photographs from anywhere, in an order that is a function of (seed, epoch), cropped at random.
+"""The training data feed: photographs from anywhere, in an order fixed by the seed (`alit.data`), cropped at random.
 
-An epoch is `N // batch_size` steps; what remains is left out, other images each time. Its order is a permutation of the
-images, or of slices of at most 256 rows where they lie in Parquet, cut into chunks of about 2048 images that are
-permuted again. A chunk is the unit of reading and of Ray's work: it is enough images to mix several slices, and few
-enough to hold. Everything a batch holds follows from (seed, step), whoever makes it: Ray's workers (`shared_batches`) or
-threads of this process (`local_batches`).
+Ray Data makes the batches on CPUs anywhere in the cluster (`shared_batches`), or threads of this process do without Ray
+(`local_batches`): the same ones, bit for bit, whoever makes them, for however many workers, from whichever step on. A
+chunk of the order is what is read at once and what one of Ray's tasks does.
 
-Shapes: B global batch, b one worker's share of it, S side in pixels.
+Shapes: B images of a step over all workers, b of one worker's share, S side in pixels.
 """
 
 from __future__ import annotations
@@ -23,8 +21,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from alit.data import random_crop
-from alit.errors import TrainingError
+from alit.data import Order, Part, crop_randomness, random_crop
+from alit.errors import AlitError, TrainingError
 from alit.images import DEFAULT_LIMITS, ImageError, Limits
 from jobs.inputs import Plan, Row, Rows, Source, make_plan, read_rows
 from jobs.shards import decoded_plan
@@ -33,19 +31,16 @@ T = TypeVar("T")
 
 SLICE = 256
 """Neighbouring rows of Parquet that stay together in a chunk, at most."""
-CHUNK = 2048
-"""Images of a chunk, about."""
-SEGMENT = 256
-"""Tasks per Ray dataset: starting one costs seconds, and so does listing its images."""
-READERS = 8
-"""Files that are read side by side by each task; waiting for storage, not computing."""
-ROW_BYTES = 4 * 1024**2
-"""Of a worker's pixels in one of Ray's blocks, about; each costs Ray some 20 ms of computing."""
-PATIENCE = 600
-"""Seconds to wait for images before giving up: a cluster may start machines meanwhile."""
+READERS = 16
+"""Files that a task reads side by side: it waits for storage meanwhile."""
 AHEAD = 4
-"""Steps that are fetched before they are asked for."""
-_UNITS, _CHUNK, _CROP = 1, 2, 3  # what random numbers are for
+"""Steps that are read, or made, before they are asked for."""
+ROW_BYTES = 4 * 1024**2
+"""Pixels of one worker that travel together, about: each of Ray's blocks costs some 20 ms of computing."""
+SEGMENT = 256
+"""Tasks per Ray dataset: starting one takes seconds, and so does naming all its images."""
+PATIENCE = 600
+"""Seconds to wait for images before giving up: a cluster may be starting machines."""
 
 
 class TrainBatch(NamedTuple):
@@ -90,11 +85,25 @@ class Feed:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Whole batches; the images that remain are left out, other ones in each epoch."""
         return self.plan.images // self.batch_size
 
-    @property
-    def steps_per_chunk(self) -> int:
-        return max(1, round(CHUNK / self.batch_size))
+    def order(self) -> Order:
+        """Image files are shuffled one by one; Parquet, whose neighbours are read together, by slices and in chunks."""
+        shards = self.plan.shards
+        slices = [shard.rows for shard in shards] if self.plan.source.parquet else np.ones(self.plan.images, int)
+        return Order(np.array(slices), self.batch_size, self.seed)
+
+    def rows(self, images: np.ndarray) -> list[Row]:
+        """Where images lie, by their numbers in the order."""
+        shards, ends = self.plan.shards, np.cumsum([shard.rows for shard in self.plan.shards])
+        found = []
+        for image, number in zip(images.tolist(), np.searchsorted(ends, images, side="right").tolist(), strict=True):
+            shard = shards[number]
+            offset = image - int(ends[number]) + shard.rows
+            parquet = self.plan.source.parquet
+            found.append(Row(shard.paths[0], shard.start + offset) if parquet else Row(shard.paths[offset], 0))
+        return found
 
 
 def make_feed(
@@ -130,70 +139,6 @@ def held_out(uri: str, *, size: int, most: int, image_column: str = "image") -> 
     return _images(np.concatenate(found))
 
 
-# -------------------------------------------------------------------- order
-
-
-class Part(NamedTuple):
-    """Steps of one chunk."""
-
-    epoch: int
-    chunk: int
-    first: int
-    last: int
-    """The step after them."""
-
-
-def parts(feed: Feed, first_step: int, last_step: int) -> Iterator[Part]:
-    """The chunks that steps `first_step` to `last_step - 1` are made of."""
-    while first_step < last_step:
-        epoch, at = divmod(first_step, feed.steps_per_epoch)
-        chunk = at // feed.steps_per_chunk
-        end = epoch * feed.steps_per_epoch + min(feed.steps_per_epoch, (chunk + 1) * feed.steps_per_chunk)
-        yield Part(epoch, chunk, first_step, min(end, last_step))
-        first_step = end
-
-
-class Order:
-    """Which images a part of a chunk shows. One epoch's permutation is held in memory."""
-
-    def __init__(self, feed: Feed) -> None:
-        self.feed = feed
-        self.rows = np.array([shard.rows for shard in feed.plan.shards])
-        self.starts = np.cumsum(self.rows) - self.rows
-        self.epoch = -1
-
-    def __call__(self, part: Part) -> list[Row]:
-        """Its images in order, `batch_size` for each step."""
-        feed = self.feed
-        self._enter(part.epoch)
-        length = feed.batch_size * feed.steps_per_chunk
-        places = np.arange(part.chunk * length, min((part.chunk + 1) * length, feed.plan.images))
-        if feed.plan.source.parquet:
-            slot = np.searchsorted(self.ends, places, side="right")  # which slice of the epoch
-            chosen = self.units[slot]
-            images = self.starts[chosen] + places - (self.ends[slot] - self.rows[chosen])
-        else:
-            images = self.units[places]
-        images = np.random.default_rng((feed.seed, _CHUNK, part.epoch, part.chunk)).permutation(images)
-        before = (part.first - part.epoch * feed.steps_per_epoch) * feed.batch_size - part.chunk * length
-        return [self._find(i) for i in images[before : before + (part.last - part.first) * feed.batch_size].tolist()]
-
-    def _enter(self, epoch: int) -> None:
-        if epoch == self.epoch:
-            return
-        self.epoch, plan = epoch, self.feed.plan
-        random = np.random.default_rng((self.feed.seed, _UNITS, epoch))
-        self.units = random.permutation(len(plan.shards) if plan.source.parquet else plan.images)
-        self.ends = np.cumsum(self.rows[self.units]) if plan.source.parquet else self.units
-
-    def _find(self, image: int) -> Row:
-        number = int(np.searchsorted(self.starts, image, side="right")) - 1
-        shard, offset = self.feed.plan.shards[number], image - int(self.starts[number])
-        return (
-            Row(shard.paths[0], shard.start + offset) if self.feed.plan.source.parquet else Row(shard.paths[offset], 0)
-        )
-
-
 # -------------------------------------------------------------------- pixels
 
 
@@ -215,11 +160,6 @@ class Cropper:
     batch_size: int
     seed: int
     limits: Limits
-    steps_per_epoch: int
-
-    def steps_per_row(self, workers: int) -> int:
-        """Steps whose crops travel together."""
-        return max(1, ROW_BYTES * workers // (3 * self.size**2 * self.batch_size))
 
     def read(self, first_step: int, images: list[Row]) -> Iterator[tuple[int, Rows]]:
         """The bytes of successive steps, each with its number; of Parquet they are read all at once."""
@@ -230,53 +170,43 @@ class Cropper:
                 yield from enumerate(rows.slices(self.batch_size), first_step + start // self.batch_size)
 
     def crop(self, step: int, rows: Rows, places: range) -> Cropped:
-        """The crops that a step, whose images are `rows`, shows in some places.
-
-        An image's random numbers depend on (seed, epoch, place in the epoch) alone.
+        """The crops in some places of a step, whose images are `rows`.
 
         Raises:
             TrainingError: none of the step's images can be decoded.
         """
-        epoch, at = divmod(step, self.steps_per_epoch)
         pixels = np.empty((len(places), self.size, self.size, 3), np.uint8)
         ids: list[str] = []
         bad: dict[int, tuple[str, str]] = {}
         for i, place in enumerate(places):
-            key = (self.seed, _CROP, epoch, at * self.batch_size + place)
             for image in (*range(place, self.batch_size), *range(place)):
                 if image in bad:
                     continue
-                found = self._crop(rows, image, key)
+                found = self._crop(rows, image, crop_randomness(self.seed, step, place))
                 if isinstance(found, np.ndarray):
                     pixels[i] = found
                     ids.append(rows.ids[image])
                     break
                 bad[image] = found
             else:
-                name, (_, message) = rows.ids[place], bad[place]
                 raise TrainingError(
-                    f"none of the {self.batch_size} images of step {step} can be decoded: {name!r}: {message}"
+                    f"none of the {self.batch_size} images of step {step} can be decoded; "
+                    f"the first one, {rows.ids[0]!r}: {bad[0][1]}"
                 )
         return Cropped(pixels, ids, [(rows.ids[place], *bad[place]) for place in places if place in bad])
 
-    def _crop(self, rows: Rows, image: int, key: tuple[int, ...]) -> np.ndarray | tuple[str, str]:
+    def _crop(self, rows: Rows, image: int, random: np.random.Generator) -> np.ndarray | tuple[str, str]:
         if (data := rows.data[image]) is None:
             return "unreadable", rows.errors[image] or "there are no bytes"
         try:
-            return random_crop(data, self.size, np.random.default_rng(key), self.limits)
+            return random_crop(data, self.size, random, self.limits)
         except ImageError as error:
             return error.reason, str(error)
 
 
 def _cropper(feed: Feed) -> Cropper:
-    return Cropper(
-        source=feed.plan.source,
-        size=feed.size,
-        batch_size=feed.batch_size,
-        seed=feed.seed,
-        limits=feed.limits,
-        steps_per_epoch=feed.steps_per_epoch,
-    )
+    source, limits = feed.plan.source, feed.limits
+    return Cropper(source=source, size=feed.size, batch_size=feed.batch_size, seed=feed.seed, limits=limits)
 
 
 def _share(batch_size: int, worker: int, workers: int) -> range:
@@ -320,12 +250,12 @@ def local_batches(
     Raises:
         TrainingError: the batch cannot be shared equally, or none of a step's images can be decoded.
     """
-    places, cropper, order = _share(feed.batch_size, worker, workers), _cropper(feed), Order(feed)
+    places, cropper, order = _share(feed.batch_size, worker, workers), _cropper(feed), feed.order()
     with ThreadPoolExecutor(threads) as pool:
         crops = (
             pool.submit(cropper.crop, step, rows, places)
-            for part in parts(feed, first_step, last_step)
-            for step, rows in cropper.read(part.first, order(part))
+            for part in order.parts(first_step, last_step)
+            for step, rows in cropper.read(part.first, feed.rows(order.images(part)))
         )
         for future in _ahead(crops, AHEAD):
             cropped = future.result()
@@ -337,10 +267,11 @@ def local_batches(
 
 @dataclass(frozen=True, slots=True)
 class CropStage:
-    """A task: from rows that name the images of successive steps to rows of pixels, for each run of steps one per worker."""
+    """A task: from rows that name the images of successive steps to rows of pixels, one per worker for every few steps."""
 
     cropper: Cropper
     workers: int
+    steps_per_row: int
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
         shares = [_share(self.cropper.batch_size, worker, self.workers) for worker in range(self.workers)]
@@ -349,8 +280,8 @@ class CropStage:
             for part in rows.to_pylist()
             for step in self.cropper.read(part["step"], list(map(Row, part["paths"], part["numbers"])))
         )
-        steps = _ahead(steps, AHEAD)
-        while run := list(islice(steps, self.cropper.steps_per_row(self.workers))):
+        steps = _ahead(steps, max(AHEAD, self.steps_per_row))
+        while run := list(islice(steps, self.steps_per_row)):
             for worker, share in enumerate(shares):
                 yield _row(run[0][0], worker, [self.cropper.crop(step, data, share) for step, data in run])
 
@@ -379,8 +310,9 @@ def _row(step: int, worker: int, run: list[Cropped]) -> pa.Table:
 def _tasks(feed: Feed, first_step: int, last_step: int) -> list[list[Part]]:
     """The tasks of one Ray dataset that starts with a step: a chunk each, or several where the epochs are shorter."""
     tasks: list[list[Part]] = [[]]
-    for part in parts(feed, first_step, last_step):
-        if sum(part.last - part.first for part in tasks[-1]) >= feed.steps_per_chunk / 2:
+    order = feed.order()
+    for part in order.parts(first_step, last_step):
+        if sum(part.last - part.first for part in tasks[-1]) >= order.steps_per_chunk / 2:
             if len(tasks) == SEGMENT:
                 break
             tasks.append([])
@@ -389,12 +321,14 @@ def _tasks(feed: Feed, first_step: int, last_step: int) -> list[list[Part]]:
 
 
 def ray_shares(feed: Feed, tasks: list[list[Part]], workers: int) -> list[Any]:
-    """Ray Data's iterators over the rows of some tasks, one for each worker; all of them must be consumed side by side."""
+    """Ray Data's iterators over the rows of some tasks, one for each worker, to be consumed side by side."""
     import ray
     from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 
-    order = Order(feed)
-    chunk_bytes = 3 * feed.size**2 * feed.batch_size * feed.steps_per_chunk
+    order = feed.order()
+    step_bytes = 3 * feed.size**2 * feed.batch_size
+    chunk_bytes = order.steps_per_chunk * step_bytes
+    stage = CropStage(_cropper(feed), workers, max(1, ROW_BYTES * workers // step_bytes))
     resources = ray.cluster_resources()
     room = resources.get("object_store_memory", 0) / 2
     side_by_side = max(2, int(min(resources.get("CPU", 1), room / chunk_bytes)))
@@ -404,10 +338,12 @@ def ray_shares(feed: Feed, tasks: list[list[Part]], workers: int) -> list[Any]:
     context.target_max_block_size = 1  # every row is a block of its own
     context.execution_no_progress_timeout_s = -1  # it would take a long validation for a hang; see PATIENCE
     context.execution_options.preserve_order = True  # which also makes the split go round the workers, row by row
-    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=min(room, 2 * side_by_side * chunk_bytes))
+    context.execution_options.resource_limits = ExecutionResources.for_limits(
+        object_store_memory=min(room, 2 * side_by_side * chunk_bytes)
+    )
     with DataContext.current(context):
-        dataset = ray.data.from_arrow([_task_table(task, order) for task in tasks]).map_batches(
-            CropStage(_cropper(feed), workers),
+        dataset = ray.data.from_arrow([_task_table(feed, order, task) for task in tasks]).map_batches(
+            stage,
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=0.25,  # so that they find room beside training workers; they are no more than there are CPUs
@@ -416,11 +352,11 @@ def ray_shares(feed: Feed, tasks: list[list[Part]], workers: int) -> list[Any]:
         return [dataset.iterator()] if workers == 1 else dataset.streaming_split(workers, equal=False)
 
 
-def _task_table(task: list[Part], order: Order) -> pa.Table:
+def _task_table(feed: Feed, order: Order, task: list[Part]) -> pa.Table:
     """One block, so one task: a row for each of its parts."""
     rows = []
     for part in task:
-        images = order(part)
+        images = feed.rows(order.images(part))
         rows.append({"step": part.first, "paths": [i.path for i in images], "numbers": [i.number for i in images]})
     return pa.Table.from_pylist(rows, PART_SCHEMA)
 
@@ -450,9 +386,7 @@ def read_share(rows: Any, feed: Feed, tasks: list[list[Part]], *, worker: int, w
         raise TrainingError(f"Ray Data ended before step {step}, {last_step - step} steps too early")
 
 
-def shared_batches(
-    feed: Feed, first_step: int, last_step: int, *, worker: int, workers: int
-) -> Iterator[TrainBatch]:
+def shared_batches(feed: Feed, first_step: int, last_step: int, *, worker: int, workers: int) -> Iterator[TrainBatch]:
     """A worker's share of steps `first_step` to `last_step - 1`, decoded by Ray Data anywhere in the cluster.
 
     To be called by all workers of a Ray Train run, or by one process alone, in a session of Ray.

@@ -106,7 +106,9 @@ def gradient_entropy(images_u8: Tensor) -> np.ndarray:
     luma = (images_u8.float() * weights).sum(1)  # [B, S, S]
     right, below = luma[:, :-1, 1:] - luma[:, :-1, :-1], luma[:, 1:, :-1] - luma[:, :-1, :-1]
     bins = (torch.hypot(right, below) * (GRADIENT_BINS / 2**0.5)).long().clamp(max=GRADIENT_BINS - 1).flatten(1)
-    counts = torch.zeros(len(bins), GRADIENT_BINS, device=bins.device).scatter_add_(1, bins, torch.ones_like(bins) * 1.0)
+    counts = torch.zeros(len(bins), GRADIENT_BINS, device=bins.device).scatter_add_(
+        1, bins, torch.ones_like(bins) * 1.0
+    )
     share = counts / counts.sum(1, keepdim=True)
     return (torch.special.entr(share).sum(1) / torch.log(torch.tensor(2.0))).cpu().numpy()
 

@@ -1,8 +1,8 @@
 """What an evaluation keeps of every image: small numbers, measured batch by batch, gathered from all workers.
 
-Shapes: B batch, S the model's side in pixels, K lengths, V versions of an image (what every length makes of it, shortest
-first, then the base tokenizer, a 4 x 4 thumbnail and its mean colour), T tokens of all lengths together, G base tokens,
-C codecs, D features.
+Shapes: B batch, S the model's side in pixels, K lengths, V versions of an image (what every length makes of it, the
+shortest first, then the base tokenizer, a 4 x 4 thumbnail and its mean colour), T tokens of all lengths together,
+G base tokens, C codecs, D features.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def measure(rulers: Rulers, pixels: np.ndarray, code: np.ndarray) -> Measured:
     nothing = np.zeros((count, 0), np.float32)
     bits = bits_per_token(model.config)
     targets = [] if bits is None else [length * bits / 8 for length in model.config.lengths]
-    files = coded(pixels[code], targets)
+    files = coded(pixels[code] if targets else pixels[:0], targets)
     features = np.zeros((count, 0, 0), np.float32)
     if rulers.inception is not None:
         rounded = [_rounded(x).to(device) for x in pictures]
@@ -295,5 +295,3 @@ class Collected:
         self.moments = self.moments or [Moments(features.shape[2]) for _ in range(features.shape[1])]
         for index, moments in enumerate(self.moments):
             moments.add(torch.from_numpy(np.ascontiguousarray(features[:, index])))
-
-

@@ -10,6 +10,7 @@ import dataclasses
 import os
 import socket
 import threading
+import tomllib
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

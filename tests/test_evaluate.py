@@ -1,30 +1,84 @@
-"""The evaluation's arithmetic against independent computations, and its whole on a small random model."""
+"""The evaluation's arithmetic against independent computations, and its whole on small random models and a real Ray."""
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from rich.console import Console
+from small_models import TINY
 
-from alit.config import AlitConfig, KLConfig, VQGANConfig
-from alit.errors import ConfigError
-from alit.images import encode_image
+from alit import metrics
+from alit.config import AlitConfig, KLConfig
+from alit.errors import AlitError
+from alit.fid import Moments, frechet_distance
+from alit.images import encode_image, to_uint8
+from alit.perceptual import Perceptual
 from alit.tokenizer import Alit
 from alit.weights import save_weights
-from jobs.evaluate import adaptive, bootstrap, evaluate, markdown, perplexity, run, spearman
+from jobs import evaluate as job
+from jobs.codecs import coded, nearest
+from jobs.evaluate import evaluate, spread, units
+from jobs.inputs import Row
+from jobs.measure import first_within, gradient_entropy, mean_color, perplexity
+from jobs.plot import draw
+from jobs.report import Evaluation, adaptive
+from jobs.samples import Collected, Measured, Part, Reject, Rulers, measure
+from jobs.statistics import adaptive_gain, bootstrap, spearman
+from jobs.tables import markdown
 
 
-def small(**changes) -> Alit:
-    base = VQGANConfig(channels=(4, 4), blocks=1, latent_dim=4, codebook_size=8, norm_groups=2)
-    fields = {"base": base, "image_size": 16, "width": 16, "depth": 1, "heads": 2, "latents_per_iteration": 4}
-    torch.manual_seed(0)
-    return Alit(AlitConfig(**(fields | {"iterations": 3, "codebook_size": 16} | changes))).eval()
+def model(config: AlitConfig = TINY, seed: int = 0) -> Alit:
+    torch.manual_seed(seed)
+    return Alit(config).eval()
+
+
+def pictures(count: int, size: int = 16) -> np.ndarray:
+    """From smooth to busy, uint8 [B, S, S, 3]."""
+    random = np.random.default_rng(3)
+    found = []
+    for index in range(count):
+        blobs = random.integers(0, 256, (1 + index, 1 + index, 3), np.uint8)
+        found.append(np.asarray(Image.fromarray(blobs).resize((size, size), Image.Resampling.BICUBIC)))
+    return np.stack(found)
+
+
+def tensor(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def rulers() -> Rulers:
+    return Rulers(model=model(), fingerprint="f" * 64, against=model(replace(TINY, iterations=3), seed=1))
+
+
+@pytest.fixture(scope="module")
+def result(rulers: Rulers) -> Evaluation:
+    return evaluate(rulers, [pictures(12)[:5], pictures(12)[5:]])
+
+
+class FakeInception(torch.nn.Module):
+    """A few numbers of an image; the real one takes seconds."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(images, 8).flatten(1)
+
+
+# -------------------------------------------------------------------- statistics
 
 
 @given(st.lists(st.integers(0, 5), min_size=3, max_size=30), st.randoms())
@@ -35,62 +89,312 @@ def test_spearman_is_scipys_also_with_ties(values, random):
     assert spearman(values, other) == pytest.approx(expected, abs=1e-9)
 
 
-def test_perplexity_counts_evenly_used_codes():
-    assert perplexity(torch.arange(10).repeat(3), 64) == pytest.approx(10)
-    assert perplexity(torch.zeros(5, dtype=torch.long), 64) == pytest.approx(1)
-
-
-def test_the_bootstrap_interval_covers_the_mean_as_the_normal_one_does():
+def test_the_bootstrap_interval_is_scipys(monkeypatch):
     differences = np.random.default_rng(1).normal(0.3, 1.0, 400)
-    mean, low, high = bootstrap(differences)
-    error = differences.std() / math.sqrt(len(differences))
-    assert mean == pytest.approx(differences.mean())
-    assert low == pytest.approx(mean - 1.96 * error, abs=0.01)
-    assert high == pytest.approx(mean + 1.96 * error, abs=0.01)
+    monkeypatch.setattr("jobs.statistics.CELLS", 1000 * 400)  # in several parts
+    found = bootstrap(differences)
+    expected = scipy.stats.bootstrap((differences,), np.mean, method="percentile", n_resamples=5000, rng=2)
+    assert found.mean == pytest.approx(differences.mean())
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval), abs=0.01)
+
+
+def test_perplexity_is_e_to_the_entropy():
+    ids = np.random.default_rng(0).integers(0, 40, (7, 9)) ** 2 // 40
+    counts = np.bincount(ids.ravel(), minlength=64)
+    assert perplexity(ids, 64) == pytest.approx(math.exp(scipy.stats.entropy(counts)))
+    assert perplexity(np.arange(10).repeat(3), 64) == pytest.approx(10)
+
+
+def test_the_adaptive_gain_is_over_interpolated_lengths():
+    random = np.random.default_rng(5)
+    lengths = (16, 32, 48)
+    errors = np.sort(random.uniform(0, 0.3, (3, 200)), axis=0)[::-1].astype(np.float32)
+    chosen = first_within(errors, 0.15)
+    mean = np.asarray(lengths)[chosen].mean()
+    own = errors[chosen, np.arange(200)]
+    expected = own.mean() - np.interp(mean, lengths, errors.mean(1))
+    assert adaptive_gain(errors, lengths, chosen).mean == pytest.approx(expected, abs=1e-6)
+    for same in (
+        adaptive_gain(errors, lengths, np.full(200, 2)),
+        adaptive_gain(errors[:1], lengths[:1], np.zeros(200, int)),
+    ):
+        assert (same.mean, same.low, same.high) == pytest.approx((0, 0, 0), abs=1e-9)
+
+
+def test_the_gains_interval_is_that_of_choosing_anew_in_every_sample():
+    random = np.random.default_rng(6)
+    lengths = (16, 32, 48, 64)
+    hard = random.uniform(0.5, 2, 500)
+    errors = (hard * np.array([[0.12], [0.10], [0.08], [0.07]]) * random.uniform(0.9, 1.1, (4, 500))).astype(np.float32)
+    chosen = first_within(errors, 0.1)
+    found = adaptive_gain(errors, lengths, chosen)
+    tokens, own = np.asarray(lengths)[chosen], errors[chosen, np.arange(500)]
+    again = []
+    for _ in range(2000):
+        rows = random.integers(500, size=500)
+        again.append(own[rows].mean() - np.interp(tokens[rows].mean(), lengths, errors[:, rows].mean(1)))
+    low, high = np.percentile(again, [2.5, 97.5])
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.1 * (high - low))
+
+
+# -------------------------------------------------------------------- measurements
+
+
+def test_gradient_entropy_is_0_of_a_flat_image_and_the_histograms_else():
+    flat = np.full((1, 32, 32, 3), 77, np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
+    smooth = pictures(4, 32)[3:]
+    found = gradient_entropy(tensor(np.concatenate([flat, smooth, noise])))
+    assert found[0] == 0
+    assert 0 < found[1] < found[2]
+    assert found[2] > 4
+    luma = noise[0].astype(np.float64) @ [0.299, 0.587, 0.114] / 255
+    magnitude = np.hypot(np.diff(luma, axis=1)[:-1], np.diff(luma, axis=0)[:, :-1])
+    counts, _ = np.histogram(magnitude, bins=64, range=(0, math.sqrt(2)))
+    assert found[2] == pytest.approx(scipy.stats.entropy(counts, base=2), abs=0.01)
+
+
+@given(st.lists(st.integers(0, 40), min_size=100, max_size=100), st.lists(st.integers(-10, 4200), max_size=4))
+def test_the_codec_search_picks_the_nearest_size(growth, targets):
+    sizes = np.cumsum(growth)  # of quality 1, 2, ...
+    tried = []
+
+    def encode(quality: int) -> bytes:
+        tried.append(quality)
+        return bytes(int(sizes[quality - 1]))
+
+    for target, data in zip(targets, nearest(encode, targets), strict=True):
+        assert abs(len(data) - target) == abs(sizes - target).min()
+    assert len(tried) == len(set(tried)) <= 9 * len(targets)
+
+
+def test_codecs_reach_their_targets_where_they_can_and_are_at_their_smallest_where_not():
+    pixels = pictures(3, 64)
+    found = coded(pixels, [10, 900, 1e6])
+    sizes = [[len(encode_image(image, codec, 1)) for codec in ("jpeg", "webp")] for image in pixels]
+    assert found.smallest.tolist() == sizes
+    assert found.size[..., 0].tolist() == sizes
+    best = [len(encode_image(image, "jpeg", 100)) for image in pixels]
+    assert found.size[:, 0, 2].tolist() == best
+    assert (found.size[..., 1] >= found.size[..., 0]).all()
+    assert (found.psnr[..., 2] > found.psnr[..., 0]).all()
+    image = np.asarray(Image.open(io.BytesIO(encode_image(pixels[0], "jpeg", 1))).convert("RGB"))
+    assert found.l1[0, 0, 0] == pytest.approx(np.abs(image.astype(float) - pixels[0]).mean() / 255, abs=1e-6)
+
+
+# -------------------------------------------------------------------- the whole
+
+
+def test_an_evaluation_agrees_with_the_models_own_answers(rulers, result):
+    images = tensor(pictures(12))
+    x = images.float() / 255
+    for code, tokens in zip(result.lengths, rulers.model.encode_all(images), strict=True):
+        with torch.inference_mode():
+            unclamped = rulers.model.reconstruct(rulers.model.to_codes(tokens))
+        assert code.quality.l1 == pytest.approx(float((unclamped - x).abs().mean()), abs=1e-6)
+        assert code.quality.psnr == pytest.approx(float(metrics.psnr(x, unclamped.clamp(0, 1)).mean()), abs=1e-4)
+        assert code.codes_used == pytest.approx(perplexity(tokens.numpy(), 64))
+        assert code.bits_per_pixel == code.tokens * 6 / 16**2
+    for before, after in pairwise(result.lengths):
+        assert after.change.mean == pytest.approx(after.quality.l1 - before.quality.l1, abs=1e-6)
+        assert after.change.low <= after.change.mean <= after.change.high
+    assert result.mean_color.l1 == pytest.approx(float(metrics.l1(x, mean_color(x)).mean()), abs=1e-6)
+    assert result.base.tokens == 64
+    assert result.base.bits_per_pixel == 64 * 5 / 16**2
+    for row in result.adaptive:
+        tokens = rulers.model.encode(images, f"l1:{row.threshold}").num_tokens
+        assert row.counts == [int((tokens == code.tokens).sum()) for code in result.lengths]
+        assert row.mean_tokens == pytest.approx(float(tokens.float().mean()))
 
 
 def test_adaptive_takes_the_first_length_that_meets_the_threshold_and_else_the_longest():
+    rulers = Rulers(model=model())
+    measured = measure(rulers, pictures(3), np.zeros(3, bool))
     errors = np.array([[0.3, 0.05, 0.4], [0.2, 0.2, 0.4], [0.1, 0.01, 0.4]], np.float32)
-    result = adaptive(errors, (4, 8, 12), [300, 100, 500], 0.2)
-    assert result.counts == [1, 1, 1]
-    assert result.mean_tokens == 8
-    assert result.satisfied == pytest.approx(2 / 3)
-    assert result.l1 == pytest.approx((0.2 + 0.05 + 0.4) / 3)
-    assert result.spearman == pytest.approx(1.0)
+    chosen = measured._replace(l1=np.pad(errors.T, ((0, 0), (0, 3))), jpeg_bytes=np.array([300.0, 100.0, 500.0]))
+    found = adaptive(chosen, (4, 8, 12), 0.2, bits=0.5)
+    assert found.counts == [1, 1, 1]
+    assert (found.mean_tokens, found.bits_per_pixel) == (8, 4)
+    assert found.satisfied == pytest.approx(2 / 3)
+    assert found.l1 == pytest.approx((0.2 + 0.05 + 0.4) / 3)
+    assert found.spearman_jpeg == pytest.approx(1.0)
 
 
-def test_an_evaluation_agrees_with_the_models_own_answers():
-    model = small()
-    images = torch.randint(0, 256, (9, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
-    result = evaluate(model, images, "f" * 64)
-    x = images.float() / 255
-    for k, tokens in enumerate(model.encode_all(images)):
-        with torch.inference_mode():
-            unclamped = model.reconstruct(model.to_codes(tokens))
-        assert result.l1[k] == pytest.approx(float((unclamped - x).abs().mean()), abs=1e-6)
-    for row in result.adaptive:
-        tokens = model.encode(images, f"l1:{row.threshold}").num_tokens
-        assert row.counts == [int((tokens == length).sum()) for length in result.lengths]
-    assert result.mean_color_l1 == pytest.approx(float((x - x.mean((2, 3), keepdim=True)).abs().mean()))
-    assert all(str(length) in markdown(result) for length in result.lengths)
+def test_other_weights_are_compared_image_by_image_at_the_lengths_they_share(rulers, result):
+    x = tensor(pictures(12))
+    other = evaluate(Rulers(model=rulers.against), [pictures(12)])
+    assert result.against.lengths == [4, 8, 12]
+    for ours, theirs, difference in zip(result.lengths, other.lengths, result.against.differences, strict=False):
+        assert difference.mean == pytest.approx(ours.quality.l1 - theirs.quality.l1, abs=1e-6)
+    assert result.against.base.mean == pytest.approx(result.base.quality.l1 - other.base.quality.l1, abs=1e-6)
+    itself = evaluate(Rulers(model=rulers.model, against=rulers.model), [pictures(12)]).against
+    assert [d.mean for d in (*itself.differences, itself.base)] == [0] * 5
+    assert len(x) == 12
 
 
-def test_what_has_no_codes_to_count_is_refused():
-    images = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
-    with pytest.raises(ConfigError, match="quantized"):
-        evaluate(small(codebook_size=None), images, "")
-    with pytest.raises(ConfigError, match="discrete"):
-        evaluate(small(base=KLConfig(channels=(32, 32), blocks=1, latent_dim=4)), images, "")
+def test_lpips_and_rfid_are_measured_where_there_are_rulers():
+    rulers = Rulers(model=model(), perceptual=Perceptual(), inception=FakeInception())  # type: ignore[arg-type]
+    pixels = pictures(6)
+    result = evaluate(rulers, [pixels[:2], pixels[2:]])
+    x = tensor(pixels).float() / 255
+    with torch.inference_mode():
+        base = rulers.model.base
+        picture = base.decode(base.encode(x).target_BDhw)
+        rounded = tensor(to_uint8(picture)).float() / 255
+        expected = float(rulers.perceptual(x, picture.clamp(0, 1)).mean())
+        moments = Moments(12), Moments(12)
+        moments[0].add(FakeInception()(rounded))
+        moments[1].add(FakeInception()(x))
+    assert result.base.quality.lpips == pytest.approx(expected, rel=1e-4)
+    assert result.base.quality.rfid == pytest.approx(frechet_distance(*moments), rel=1e-6, abs=1e-9)
+    assert all(code.quality.rfid > 0 for code in result.lengths)
+    assert "LPIPS | rFID" in markdown(result)
 
 
-def test_a_run_writes_its_tables(tmp_path):
-    save_weights(tmp_path / "weights", small(), provenance={})
-    (tmp_path / "images").mkdir()
-    for i in range(3):
-        pixels = np.random.default_rng(i).integers(0, 256, (20, 20, 3), dtype=np.uint8)
-        (tmp_path / "images" / f"{i}.png").write_bytes(encode_image(pixels))
-    run(str(tmp_path / "images"), tmp_path / "report", weights=str(tmp_path / "weights"), thresholds=(0.4,))
-    written = json.loads((tmp_path / "report.json").read_text())
-    assert written["images"] == 3
-    assert written["adaptive"][0]["threshold"] == 0.4
-    assert "| 12 |" in (tmp_path / "report.md").read_text()
+@pytest.mark.parametrize("continuous", ["latents", "base"])
+def test_of_continuous_models_the_distances_are_left(continuous):
+    kl = KLConfig(channels=(32, 32), blocks=1, latent_dim=4)
+    config = replace(TINY, codebook_size=None) if continuous == "latents" else replace(TINY, base=kl)
+    result = evaluate(Rulers(model=model(config)), [pictures(3)], [0.2])
+    assert (result.lengths[0].codes_used is None) == (continuous == "latents")
+    assert (result.base.codes_used is None) == (continuous == "base")
+    if continuous == "latents":
+        assert result.lengths[0].bits_per_pixel is result.adaptive[0].bits_per_pixel is None
+        assert result.codecs == []
+    assert result.lengths[-1].quality.l1 > 0
+    assert "| 16 |" in markdown(result)
+    assert draw(result, "png").startswith(b"\x89PNG")
+
+
+def test_flat_images_leave_every_number_finite(rulers):
+    result = evaluate(rulers, [np.zeros((2, 16, 16, 3), np.uint8)], [0.2])
+    json.dumps(result.to_json(), allow_nan=False)
+    assert result.mean_color.psnr == 100
+    assert result.adaptive[0].spearman_jpeg == 0
+
+
+def test_what_workers_send_arrives_unchanged_counts_once_and_in_order(rulers):
+    measured = measure(rulers, pictures(4), np.array([True, False, True, False]))
+    again = Measured.unpack(measured.pack())
+    for name, expected, found in zip(Measured._fields, measured, again, strict=True):
+        assert np.array_equal(expected, found), name
+        assert expected.dtype == found.dtype
+    assert len(measured.coded_bytes) == 2
+    collected = Collected()
+    reject = Reject("a.jpg", "empty", "no bytes")
+    parts = [Part(0, measured, []), Part(1, measured._replace(l1=measured.l1 + 1), [reject])]
+    for part in (parts[1], parts[0], parts[1]):
+        collected.add(part)
+    assert collected.through == 9
+    assert collected.rejects == [reject]
+    assert np.array_equal(collected.measured().l1, np.concatenate([measured.l1, measured.l1 + 1]))
+
+
+@given(st.integers(0, 300), st.integers(1, 9), st.integers(1, 5), st.integers(1, 400))
+def test_every_image_is_in_one_batch_and_batches_do_not_depend_on_the_workers(count, size, workers, most):
+    kept = spread(count, most)
+    assert len(kept) == len(set(kept.tolist())) == min(count, most)
+    rows = [Row(b"x", int(number)) for number in kept]
+    found = units(rows, size, workers)
+    assert [row for unit in found for row in unit.rows] == rows
+    assert all(unit.first * size == rows.index(unit.rows[0]) for unit in found)
+
+
+def test_the_plots_show_every_curve(result):
+    picture = Image.open(io.BytesIO(draw(result, "png")))
+    picture.load()
+    assert picture.format == "PNG"
+    assert picture.width > 1000
+    drawn = draw(result, "svg")
+    assert drawn == draw(result, "svg")
+    root = ElementTree.fromstring(drawn)
+    assert root.tag.endswith("svg")
+    text = " ".join(element.text or "" for element in root.iter() if element.tag.endswith("text"))
+    for words in ("one length for all", "adaptive", "JPEG", "WebP", "base tokenizer", "PSNR in dB", "bits per pixel"):
+        assert words in text
+
+
+# -------------------------------------------------------------------- the command
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights, others, some of another size, and twelve images with a broken one among them."""
+    root = tmp_path_factory.mktemp("evaluate")
+    (root / "photos").mkdir()
+    save_weights(root / "weights", model(), provenance={})
+    save_weights(root / "other", model(seed=1), provenance={})
+    save_weights(root / "larger", model(replace(TINY, image_size=32)), provenance={})
+    for index, pixels in enumerate(pictures(11, 24)):
+        (root / "photos" / f"{index:02}.png").write_bytes(encode_image(pixels))
+    (root / "photos" / "05b.jpg").write_bytes(b"hello")
+    return root
+
+
+def run(folder: Path, output: str | None = None, **options) -> Evaluation:
+    given = {"weights": str(folder / "weights"), "console": Console(quiet=True)} | options
+    return job.run(str(folder / "photos"), output, **given)
+
+
+def test_a_whole_evaluation_on_ray(folder, ray_session, capsys):
+    output = str(folder / "reports" / "small.model")
+    options = {"thresholds": (0.2, 0.3), "against": str(folder / "other")}
+    result = run(folder, output, workers=1, **options)
+    here = run(folder, ray=False, **options)
+    assert result.to_json() == here.to_json() or _close(result.to_json(), here.to_json())
+    written = json.loads(Path(output + ".json").read_text())
+    assert written["images"] == 11
+    assert [(reject["id"], reject["reason"]) for reject in written["rejects"]] == [("05b.jpg", "not_an_image")]
+    assert [code["tokens"] for code in written["lengths"]] == [4, 8, 12, 16]
+    assert [row["threshold"] for row in written["adaptive"]] == [0.2, 0.3]
+    assert [codec["images"] for codec in written["codecs"]] == [11, 11]
+    assert written["against"]["lengths"] == [4, 8, 12, 16]
+    assert written["criterion"] == TINY.criterion
+    text = Path(output + ".md").read_text()
+    assert text in capsys.readouterr().out
+    for words in ("11 images of 16 x 16", "1 more could not be decoded", "| 16 |", "| l1:0.3 |", "JPEG cannot get"):
+        assert words in text
+    Image.open(output + ".png").verify()
+    assert ElementTree.parse(output + ".svg").getroot().tag.endswith("svg")
+
+
+def _close(a, b) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_close(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_close, a, b))
+    return a == pytest.approx(b, rel=1e-4, abs=1e-6) if isinstance(a, float) else a == b
+
+
+def test_parquet_gives_what_files_give(folder):
+    files = sorted((folder / "photos").glob("*"))
+    pq.write_table(pa.table({"photo": [file.read_bytes() for file in files]}), folder / "t.parquet", row_group_size=5)
+    options = {"weights": str(folder / "weights"), "ray": False, "console": Console(quiet=True)}
+    found = job.run(str(folder / "t.parquet"), image_column="photo", **options).to_json()
+    expected = run(folder, ray=False).to_json()
+    assert found.pop("rejects")[0]["id"] == "t.parquet#6"
+    expected.pop("rejects")
+    assert found == expected
+    few = job.run(str(folder / "t.parquet"), image_column="photo", most=4, **options)
+    assert few.images + len(few.rejects) == 4
+
+
+def test_mistakes_are_sentences_before_anything_is_measured(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for options, sentence in (
+        ({"thresholds": (0.1, -1.0)}, "positive numbers, such as 0.1, got -1"),
+        ({"thresholds": (math.nan,)}, "positive numbers"),
+        ({"vgg": "vgg.pth"}, "--vgg is given, --lpips is missing"),
+        ({"lpips": "heads.pth"}, "--lpips is given, --vgg is missing"),
+        ({"inception": str(tmp_path / "none.pth")}, "cannot be read"),
+        ({"against": str(folder / "larger")}, "images of 32 pixels, the evaluated ones take 16"),
+        ({"most": 0}, "--most must be at least 1, got 0"),
+        ({"workers": 0}, "--workers must be at least 1"),
+    ):
+        with pytest.raises(AlitError, match=sentence):
+            run(folder, **options)
+    with pytest.raises(AlitError, match="no images in"):
+        job.run(str(tmp_path / "empty"), weights=str(folder / "weights"))
+    (tmp_path / "empty" / "text.jpg").write_bytes(b"hello")
+    with pytest.raises(AlitError, match=r"1 images could not be decoded, such as 'text\.jpg'"):
+        job.run(str(tmp_path / "empty"), weights=str(folder / "weights"), ray=False, console=Console(quiet=True))

@@ -39,7 +39,7 @@ CASES: dict[str, tuple[AlitConfig, Recipe]] = {
         HALTING,
         DistillRecipe(grad_iterations=2, pixel_weight=0.5, quantize_from=2, quantize_over=4, **COMMON),
     ),
-    "finetune": (TINY, FinetuneRecipe(code_weight=0.1, **COMMON, **GAN)),
+    "finetune": (TINY, FinetuneRecipe(**COMMON, **GAN)),
     "finetune-per-length": (TINY, FinetuneRecipe(discriminator="per-length", **COMMON, **GAN)),
 }
 
