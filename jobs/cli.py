@@ -266,32 +266,42 @@ def demo(folder: Positional[Annotated[str, arg(metavar="[FOLDER]")]] = "demo", /
 
 
 def benchmark(
-    what: Positional[Literal["encode", "tokenize"]],
+    what: Positional[Literal["encode", "tokenize", "train"]],
     source: Positional[Annotated[str, arg(metavar="INPUT")]],
     /,
     *,
     criterion: Annotated[str | None, arg(help=CRITERION_HELP)] = None,
     weights: str | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     rounds: int = 3,
     image_column: str = "image",
     rows_per_file: int = 512,
     workers: int | None = None,
+    stage: Literal["base", "distill", "finetune"] = "base",
+    preset: str = "nano",
+    steps: int = 120,
+    compile: bool = False,
 ) -> None:
-    """Measure ratios within one run: adaptive against fixed encoding, or the Ray job against a bare loop.
+    """Measure ratios within one run: adaptive against fixed encoding, or a Ray job against a bare loop.
 
     Args:
-        what: encode: one batch, every way of encoding it. tokenize: the whole input, with and without Ray.
+        what: encode: one batch, every way of encoding it. tokenize: the whole input, with and without Ray. train: some
+            steps, with and without Ray Train.
         source: Images, as for tokenize.
-        weights: A weights folder; the packaged one when not given.
-        batch_size: Images of the one batch that encode measures.
+        weights: A weights folder; the packaged one when not given. For train, where distill and finetune start.
+        batch_size: Images of the one batch that encode measures, 64 when not given; of train's steps.
         rounds: Repetitions, in alternation.
         image_column: As for tokenize.
         rows_per_file: As for tokenize.
         workers: As for tokenize.
+        stage: What train trains.
+        preset: Its model, where there are no weights to start from, and its recipe.
+        steps: Its steps per round.
+        compile: Whether it compiles the network's blocks.
     """
     from rich.console import Console
 
+    from alit.weights import default_weights
     from jobs import benchmark as job
 
     console = Console()
@@ -300,8 +310,21 @@ def benchmark(
             source,
             criterion=criterion,
             weights=weights,
-            batch_size=batch_size,
+            batch_size=64 if batch_size is None else batch_size,
             rounds=rounds,
+            image_column=image_column,
+            console=console,
+        )
+    elif what == "train":
+        job.benchmark_train(
+            source,
+            stage,
+            preset=preset,
+            init=weights or (None if stage == "base" else str(default_weights())),
+            batch_size=batch_size,
+            steps=steps,
+            rounds=rounds,
+            compile=compile,
             image_column=image_column,
             console=console,
         )

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -208,15 +207,14 @@ def _device() -> str:
 def _through_ray(job: Job, rows: Sequence[Row], workers: int | None) -> Iterator[Part]:
     with ray_session(workers or 0) as ray:
         gpus = int(ray.cluster_resources().get("GPU", 0))
-        work = units(rows, job.batch_size, workers or max(1, gpus or local_cpus()))
+        count = workers or gpus or local_cpus()
+        work = units(rows, job.batch_size, count)
         dataset = ray.data.from_arrow([_unit_table(unit) for unit in work]).map_batches(
             Evaluator,
             fn_constructor_args=(job,),
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(
-                size=min(workers or max(1, gpus or local_cpus()), len(work)), max_tasks_in_flight_per_actor=2
-            ),
+            compute=ray.data.ActorPoolStrategy(size=min(count, len(work)), max_tasks_in_flight_per_actor=2),
             num_cpus=0.5 if gpus else 1,
             num_gpus=1 if gpus else None,
         )
@@ -263,9 +261,8 @@ def run(
     rows = [rows[index] for index in spread(len(rows), most)]
     size = rulers.model.config.image_size
     batch_size = max(1, min(LARGEST_BATCH, PIXELS // size**2))
-    files = {name: None if path is None else str(Path(path).resolve()) for name, path in _paths(given).items()}
-    job = Job(source=plan.source, files=RulerFiles(**files), batch_size=batch_size)
-    console.print(f"{len(rows)} images of {plan.images}, {len(rulers.model.config.lengths)} lengths", highlight=False)
+    job = Job(source=plan.source, files=given.absolute(), batch_size=batch_size)
+    console.print(f"{len(rows)} of {plan.images} images, at {len(rulers.model.config.lengths)} lengths")
     if ray:
         parts = _through_ray(job, rows, workers)
     else:
@@ -281,10 +278,6 @@ def run(
         ):
             Place(target.filesystem, target.path + ending).write(data)
     return result
-
-
-def _paths(files: RulerFiles) -> dict[str, str | None]:
-    return {name: getattr(files, name) for name in ("weights", "against", "vgg", "lpips", "inception")}
 
 
 def _follow(parts: Iterable[Part], images: int, console: Console) -> Collected:

@@ -9,6 +9,7 @@ Shapes: B images of a step over all workers, b of one worker's share, S side in 
 
 from __future__ import annotations
 
+import uuid
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -267,7 +268,7 @@ def local_batches(
 
 @dataclass(frozen=True, slots=True)
 class CropStage:
-    """A task: from rows that name the images of successive steps to rows of pixels, one per worker for every few steps."""
+    """A task: rows that name the images of successive steps to rows of pixels, one per worker for every few steps."""
 
     cropper: Cropper
     workers: int
@@ -331,7 +332,7 @@ def ray_shares(feed: Feed, tasks: list[list[Part]], workers: int) -> list[Any]:
     stage = CropStage(_cropper(feed), workers, max(1, ROW_BYTES * workers // step_bytes))
     resources = ray.cluster_resources()
     room = resources.get("object_store_memory", 0) / 2
-    side_by_side = max(2, int(min(resources.get("CPU", 1), room / chunk_bytes)))
+    side_by_side = min(len(tasks), max(2, int(min(resources.get("CPU", 1), room / chunk_bytes))))
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -386,6 +387,38 @@ def read_share(rows: Any, feed: Feed, tasks: list[list[Part]], *, worker: int, w
         raise TrainingError(f"Ray Data ended before step {step}, {last_step - step} steps too early")
 
 
+class Relay:
+    """An actor that hands every worker its share.
+
+    Train's broadcast would pickle the shares outside of Ray's sight, and their coordinators then never end.
+    """
+
+    def __init__(self, shares: list[Any]) -> None:
+        self.shares = shares
+
+    def share(self, worker: int) -> Any:
+        return self.shares[worker]
+
+
+def _handed_out(shares: list[Any] | None, worker: int) -> Any:
+    """A worker's share of what worker 0 has made; all of them must ask."""
+    import ray
+    from ray.train.collective import barrier, broadcast_from_rank_zero
+
+    name = uuid.uuid4().hex
+    relay: Any = ray.remote(num_cpus=0)(Relay).options(name=name).remote(shares) if shares is not None else None
+    name = broadcast_from_rank_zero(name)
+    share = ray.get((relay or ray.get_actor(name)).share.remote(worker))
+    barrier()  # the relay goes when everyone has its share
+    return share
+
+
+def _segments(feed: Feed, first_step: int, last_step: int) -> Iterator[list[list[Part]]]:
+    while first_step < last_step:
+        yield (tasks := _tasks(feed, first_step, last_step))
+        first_step = tasks[-1][-1].last
+
+
 def shared_batches(feed: Feed, first_step: int, last_step: int, *, worker: int, workers: int) -> Iterator[TrainBatch]:
     """A worker's share of steps `first_step` to `last_step - 1`, decoded by Ray Data anywhere in the cluster.
 
@@ -395,12 +428,11 @@ def shared_batches(feed: Feed, first_step: int, last_step: int, *, worker: int, 
         TrainingError: the batch cannot be shared equally, or none of a step's images can be decoded.
     """
     _share(feed.batch_size, worker, workers)
-    while first_step < last_step:
-        tasks = _tasks(feed, first_step, last_step)
-        shares = ray_shares(feed, tasks, workers) if worker == 0 else []
-        if workers > 1:
-            from ray.train.collective import broadcast_from_rank_zero
-
-            shares = broadcast_from_rank_zero(shares)
-        yield from read_share(shares[worker], feed, tasks, worker=worker, workers=workers)
-        first_step = tasks[-1][-1].last
+    segments = _segments(feed, first_step, last_step)
+    if worker == 0:  # the next one is made ready while the last one is used
+        made = _ahead(((tasks, ray_shares(feed, tasks, workers)) for tasks in segments), 1)
+    else:
+        made = ((tasks, None) for tasks in segments)
+    for tasks, shares in made:
+        share = shares[0] if shares is not None and workers == 1 else _handed_out(shares, worker)
+        yield from read_share(share, feed, tasks, worker=worker, workers=workers)

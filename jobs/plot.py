@@ -66,7 +66,8 @@ def _curves(result: Evaluation) -> list[_Curve]:
     for codec in result.codecs:
         name, color, marker = CODEC_STYLES[codec.name]
         points = sorted({_Point(p.bits_per_pixel, p.psnr, p.l1) for p in codec.points})
-        label = f"{name}, smallest files" if len(points) == 1 else name
+        saturated = all(p.token_bytes < codec.smallest_bytes for p in codec.points)
+        label = f"{name}, smallest files" if saturated else name
         curves.append(_Curve(label, points, {"color": color, "marker": marker, "markersize": 6}))
     return curves
 

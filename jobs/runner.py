@@ -53,7 +53,7 @@ def ray_session(cpus: int = 0) -> Iterator[Any]:
     if alone:
         _start_here(ray, max(cpus, local_cpus()) + 1)
     elif ours:
-        ray.init()
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
     context = ray.data.DataContext.get_current()  # also makes ray.data's log handlers
     settings: dict[str, Any] = {
         "enable_progress_bars": False,
@@ -86,12 +86,13 @@ def _start_here(ray: Any, cpus: int) -> None:
     # Ray's C++ side greets every actor pool with an error line about restarts (ray-project/ray#53727), and a change of
     # its log level with a line of its own
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # its workers are the job itself, and would be at 15
     sys.stderr.flush()
     stderr = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
-        ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +55,10 @@ class RulerFiles:
         if (self.vgg is None) != (self.lpips is None):
             given, missing = ("--vgg", "--lpips") if self.lpips is None else ("--lpips", "--vgg")
             raise AlitError(f"LPIPS needs two files, VGG16's and its heads': {given} is given, {missing} is missing")
+
+    def absolute(self) -> RulerFiles:
+        """The same files by names that hold in any working folder."""
+        return RulerFiles(**{name: path and str(Path(path).resolve()) for name, path in asdict(self).items()})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

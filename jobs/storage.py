@@ -179,6 +179,12 @@ class Place:
                 if _UNFINISHED.fullmatch(name):
                     os.unlink(os.path.join(self.path, name))
 
+    def without_markers(self) -> Place:
+        """The same place, through a filesystem that writes no objects for folders, which some servers refuse."""
+        if not isinstance(self.filesystem, pafs.S3FileSystem):
+            return self
+        return Place(pafs.PyFileSystem(pafs.FSSpecHandler(_s3fs(self.filesystem))), self.path)
+
     def remove_folder(self) -> None:
         self.filesystem.delete_dir(self.path)
 
@@ -188,11 +194,22 @@ def _delete_object(filesystem: pafs.FileSystem, path: str) -> None:
 
     That costs a request and a permission, and a server that keeps objects as files loses the folder over it.
     """
+    client = _s3fs(filesystem)
+    try:
+        client.rm_file(path)
+    except OSError:
+        raise
+    except Exception as error:  # of the network
+        raise OSError(str(error)) from error
+
+
+def _s3fs(filesystem: pafs.FileSystem) -> Any:
+    """The same storage through s3fs."""
     import s3fs  # takes most of a second
 
     _, (options,) = filesystem.__reduce__()
     endpoint = options["endpoint_override"]
-    client = s3fs.S3FileSystem(
+    return s3fs.S3FileSystem(
         anon=options["anonymous"],
         key=options["access_key"],
         secret=options["secret_key"],
@@ -200,12 +217,6 @@ def _delete_object(filesystem: pafs.FileSystem, path: str) -> None:
         endpoint_url=f"{options['scheme']}://{endpoint}" if endpoint else None,
         client_kwargs={"region_name": options["region"]},
     )
-    try:
-        client.rm_file(path)
-    except OSError:
-        raise
-    except Exception as error:  # of the network
-        raise OSError(str(error)) from error
 
 
 def place(uri: str) -> Place:

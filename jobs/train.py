@@ -135,6 +135,7 @@ def _ray_worker(settings: dict[str, Any]) -> None:
     start: Start = ray.get(settings["start"])
     context = ray.train.get_context()
     worker, workers = context.get_world_rank(), context.get_world_size()
+
     def tell(event: dict[str, Any]) -> None:
         mailbox.tell.remote(event)
 
@@ -167,7 +168,7 @@ def train_on_ray(start: Start, *, workers: tuple[int, int], tell: Tell) -> None:
 
         gpus = ray.cluster_resources().get("GPU", 0) > 0
         mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
-        scratch = start.folder / ".ray"
+        scratch = (start.folder / ".ray").without_markers()
         trainer = TorchTrainer(
             _ray_worker,
             train_loop_config={"start": ray.put(start), "mailbox": mailbox},

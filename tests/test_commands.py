@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from alit.config import AlitConfig, VQGANConfig
-from alit.errors import AlitError, ConfigError
+from alit.errors import AlitError
 from alit.images import encode_image
 from alit.selection import parse
 from alit.tokenizer import Alit
@@ -21,7 +21,6 @@ from jobs.output import Totals, finish, prepare_output
 from jobs.shards import Job, decoded_batches, metadata_of, tokenize_shard
 from jobs.show import show
 from jobs.storage import place
-from jobs.train import train_stage
 
 
 def config() -> AlitConfig:
@@ -91,28 +90,26 @@ def test_show_refuses_other_weights_and_another_input(photographs, weights, tmp_
     assert not (tmp_path / "page.html").exists()
 
 
-def test_training_goes_from_photographs_to_weights_and_resumes(photographs, weights, tmp_path):
-    lines: list[str] = []
-    common = {"batch_size": 4, "validation": str(photographs), "report": lines.append}
-    base = train_stage("base", str(photographs), tmp_path / "base", steps=3, init=weights, **common)
-    distilled = train_stage("distill", str(photographs), tmp_path / "distill", steps=3, init=base, **common)
-    assert any("val_l1_12" in line for line in lines)
-    loaded = load_weights(distilled)
-    assert loaded.provenance["stage"] == "distill"
-    for name, tensor in load_weights(base).model.base.state_dict().items():
-        assert torch.equal(tensor, loaded.model.base.state_dict()[name]), "distillation leaves the base as it is"
-    lines.clear()
-    train_stage("distill", str(photographs), tmp_path / "distill", steps=5, init=base, **common)
-    assert any("resuming at step 3" in line for line in lines)
-    steps = [json.loads(line)["step"] for line in (tmp_path / "distill" / "log.jsonl").read_text().splitlines()]
-    assert steps == [3, 5]
-
-
-def test_distillation_without_a_base_is_refused(photographs, tmp_path):
-    with pytest.raises(ConfigError, match="--init"):
-        train_stage("distill", str(photographs), tmp_path / "run", steps=1)
-    with pytest.raises(ConfigError, match="nano"):
-        train_stage("base", str(photographs), tmp_path / "run", steps=1, preset="giant")
+def test_three_commands_go_from_photographs_to_finetuned_weights(photographs, weights, tmp_path):
+    before, folder = None, weights
+    for stage in ("base", "distill", "finetune"):
+        run = tmp_path / stage
+        options = ["--init", folder, "--validation", photographs, "--steps", 3, "--batch-size", 4, "--no-ray"]
+        cli.main(["train", stage, str(photographs), str(run), *map(str, options)])
+        loaded, folder = load_weights(run / "weights"), run / "weights"
+        assert loaded.provenance["stage"] == stage
+        if stage == "distill":
+            for name, tensor in before.model.base.state_dict().items():
+                assert torch.equal(tensor, loaded.model.base.state_dict()[name]), (
+                    "distillation leaves the base as it is"
+                )
+        if stage == "finetune":
+            assert loaded.provenance["init_fingerprint"] == before.fingerprint
+            decoder = loaded.model.base.decoder.conv_out.weight
+            assert not torch.equal(decoder, before.model.base.decoder.conv_out.weight), "finetuning trains the base too"
+        rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        assert any(name.startswith("val_l1") for name in rows[-1])
+        before = loaded
 
 
 def test_the_encode_benchmark_measures_what_it_says(weights):
@@ -155,6 +152,13 @@ def test_every_command_teaches_its_use(capsys):
             cli.main([name, "--help"])
         assert stop.value.code == 0
         assert "usage: alit " + name in capsys.readouterr().out
+    for stage in ("base", "distill", "finetune"):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["train", stage, "--help"])
+        assert stop.value.code == 0
+        said = capsys.readouterr().out
+        assert f"usage: alit train {stage}" in said
+        assert "--learning-rate" in said
 
 
 def test_mistakes_are_one_sentence_and_exit_code_2(tmp_path, capsys):
@@ -163,7 +167,7 @@ def test_mistakes_are_one_sentence_and_exit_code_2(tmp_path, capsys):
         ["convert", str(tmp_path / "missing.pth"), str(tmp_path / "out")],
         ["show", str(tmp_path), str(tmp_path), str(tmp_path / "page.html"), "--weights", str(tmp_path)],
         ["evaluate", str(tmp_path), "--weights", str(tmp_path)],
-        ["train", "base", str(tmp_path), str(tmp_path / "run"), "--steps", "1"],
+        ["train", "base", str(tmp_path), str(tmp_path / "run"), "--steps", "1", "--perceptual-weight", "0"],
     ):
         with pytest.raises(SystemExit) as stop:
             cli.main(arguments)

@@ -52,8 +52,8 @@ def test_two_workers_follow_one_for_twenty_steps(pairs, sharding, case):
     assert len(two["losses"]) == STEPS
     assert two["losses"][:3] == pytest.approx(one["losses"][:3], rel=1e-5)
     assert two["losses"] == pytest.approx(one["losses"], rel=2e-3)
-    # Adam walks as far per step whatever the gradient: the few parameters whose gradient is nothing but rounding, such as
-    # biases before a norm, walk anywhere. All the others together must arrive where they arrive alone
+    # Adam walks as far per step whatever the gradient: the few parameters whose gradient is nothing but rounding, such
+    # as biases before a norm, walk anywhere. All the others together must arrive where they arrive alone
     start = worker_pairs.trainer_of(case).state_dict()
     for part in ("model", "average", "discriminator"):
         moved = sum(float((tensor - start[part][name]).abs().sum()) for name, tensor in one["state"][part].items())
