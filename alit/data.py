@@ -6,52 +6,16 @@ Everything that a batch holds is a function of (seed, step), so that a resumed r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
-import torch
-from torch import Tensor
 
-from alit.errors import TrainingError
-from alit.images import DEFAULT_LIMITS, EXTENSIONS, Box, Limits, Pixels, decode_image, decode_square
+from alit.images import DEFAULT_LIMITS, Box, Limits, Pixels, decode_square
 
 CHUNK = 2048
 """Images of a chunk, about."""
 _SLICES, _CHUNK, _CROP = 1, 2, 3  # what random numbers are for
-
-
-def read_photographs(path: str | Path) -> list[bytes]:
-    """Every image's bytes of a Parquet file (column `image`), or of a folder of Parquet or image files, sorted by name.
-
-    Held in memory as they are compressed: about 7 KB per 136-pixel JPEG.
-
-    Raises:
-        TrainingError: nothing was found.
-    """
-    path = Path(path)
-    files = sorted(path.rglob("*")) if path.is_dir() else sorted(path.parent.glob(path.name))
-    photographs: list[bytes] = []
-    for file in files:
-        if file.suffix == ".parquet":
-            photographs += pq.read_table(file, columns=["image"]).column("image").to_pylist()
-        elif file.suffix.lower() in EXTENSIONS and file.is_file():
-            photographs.append(file.read_bytes())
-    if not photographs:
-        raise TrainingError(
-            f"no photographs in {str(path)!r}: give a folder of images, or Parquet with a column 'image'"
-        )
-    return photographs
-
-
-def center_crops(photographs: Sequence[bytes], size: int) -> Tensor:
-    """All photographs as inference sees them, uint8 [B, 3, size, size]."""
-    with ThreadPoolExecutor() as pool:
-        pixels = list(pool.map(lambda data: decode_image(data, size).pixels, photographs))
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
 
 
 def random_crop(data: bytes, size: int, random: np.random.Generator, limits: Limits = DEFAULT_LIMITS) -> Pixels:

@@ -25,6 +25,7 @@ from torch import Tensor
 from alit.data import Order, Part, crop_randomness, random_crop
 from alit.errors import AlitError, TrainingError
 from alit.images import DEFAULT_LIMITS, ImageError, Limits
+from alit.training import Batch
 from jobs.inputs import Plan, Row, Rows, Source, make_plan, read_rows
 from jobs.shards import decoded_plan
 
@@ -42,21 +43,6 @@ SEGMENT = 256
 """Tasks per Ray dataset: starting one takes seconds, and so does naming all its images."""
 PATIENCE = 600
 """Seconds to wait for images before giving up: a cluster may be starting machines."""
-
-
-class TrainBatch(NamedTuple):
-    """One worker's share of a step.
-
-    Attributes:
-        images: uint8 [b, 3, S, S], a view of channels-last memory.
-        ids: of the images, in order.
-        rejects: id, reason and message of this share's images that could not be decoded. Each one's place is taken by
-            the next good image of the global batch, cropped anew.
-    """
-
-    images: Tensor
-    ids: list[str]
-    rejects: list[tuple[str, str, str]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -243,7 +229,7 @@ def _ahead(items: Iterator[T], count: int, patience: float | None = None) -> Ite
 
 def local_batches(
     feed: Feed, first_step: int, last_step: int, *, worker: int = 0, workers: int = 1, threads: int = 2
-) -> Iterator[TrainBatch]:
+) -> Iterator[Batch]:
     """A worker's share of steps `first_step` to `last_step - 1`, decoded ahead in threads of this process, without Ray.
 
     The same, bit for bit, as `shared_batches` gives. Each worker reads the bytes of all shares.
@@ -260,7 +246,7 @@ def local_batches(
         )
         for future in _ahead(crops, AHEAD):
             cropped = future.result()
-            yield TrainBatch(_images(cropped.pixels), cropped.ids, cropped.rejects)
+            yield Batch(_images(cropped.pixels), cropped.ids, cropped.rejects)
 
 
 # -------------------------------------------------------------------- Ray
@@ -362,7 +348,7 @@ def _task_table(feed: Feed, order: Order, task: list[Part]) -> pa.Table:
     return pa.Table.from_pylist(rows, PART_SCHEMA)
 
 
-def read_share(rows: Any, feed: Feed, tasks: list[list[Part]], *, worker: int, workers: int) -> Iterator[TrainBatch]:
+def read_share(rows: Any, feed: Feed, tasks: list[list[Part]], *, worker: int, workers: int) -> Iterator[Batch]:
     """The batches of one of `ray_shares`."""
     shape = (-1, len(_share(feed.batch_size, worker, workers)), feed.size, feed.size, 3)
     step, last_step = tasks[0][0].first, tasks[-1][-1].last
@@ -375,7 +361,7 @@ def read_share(rows: Any, feed: Feed, tasks: list[list[Part]], *, worker: int, w
             pixels = np.frombuffer(row["pixels"][0].as_buffer(), np.uint8).reshape(shape)
             for images, ids, rejects in zip(pixels, row["ids"][0].as_py(), row["rejects"][0].as_py(), strict=True):
                 told = [(r["id"], r["reason"], r["message"]) for r in rejects]
-                yield TrainBatch(_images(images.copy()), ids, told)  # a copy, as the shared memory is read-only
+                yield Batch(_images(images.copy()), ids, told)  # a copy, as the shared memory is read-only
                 step += 1
     except AlitError as error:  # a task's: Ray's own exception has its class, and a page of traceback as text
         raise TrainingError(str(getattr(error, "cause", error)).splitlines()[0]) from None
@@ -419,7 +405,7 @@ def _segments(feed: Feed, first_step: int, last_step: int) -> Iterator[list[list
         first_step = tasks[-1][-1].last
 
 
-def shared_batches(feed: Feed, first_step: int, last_step: int, *, worker: int, workers: int) -> Iterator[TrainBatch]:
+def shared_batches(feed: Feed, first_step: int, last_step: int, *, worker: int, workers: int) -> Iterator[Batch]:
     """A worker's share of steps `first_step` to `last_step - 1`, decoded by Ray Data anywhere in the cluster.
 
     To be called by all workers of a Ray Train run, or by one process alone, in a session of Ray.

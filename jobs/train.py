@@ -273,7 +273,7 @@ def defaults(stage: Stage, preset: str | None, config: Path | None) -> tuple[Opt
         if type(value) is not wanted:
             raise ConfigError(f"--config: {name} must be {wanted.__name__}, got {value!r}")
         if name in ("vgg", "lpips"):
-            given[name] = Path(value)
+            given[name] = Path(str(value))
     if preset is not None:
         given["preset"] = preset
     options = dataclasses.replace(Options(config=config), **given)

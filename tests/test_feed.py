@@ -22,7 +22,7 @@ import jobs.feed
 from alit.data import Order, crop_randomness, random_crop
 from alit.errors import TrainingError
 from alit.images import ImageError, Limits, decode_image
-from jobs.feed import Feed, TrainBatch, held_out, local_batches, make_feed, shared_batches
+from jobs.feed import Batch, Feed, held_out, local_batches, make_feed, shared_batches
 from jobs.inputs import InputError, Row, make_plan, read_rows
 from jobs.runner import ray_session as session_of_jobs
 
@@ -76,20 +76,20 @@ def feed_of(source: Path | str, batch_size: int = 4, seed: int = 3, **options: o
     return make_feed(str(source), size=SIZE, batch_size=batch_size, seed=seed, **options)
 
 
-def same(one: TrainBatch, other: TrainBatch) -> bool:
+def same(one: Batch, other: Batch) -> bool:
     return torch.equal(one.images, other.images) and one[1:] == other[1:]
 
 
-def assert_same(some: list[TrainBatch], others: list[TrainBatch]) -> None:
+def assert_same(some: list[Batch], others: list[Batch]) -> None:
     assert len(some) == len(others)
     assert all(map(same, some, others))
 
 
-def joined(shares: tuple[TrainBatch, ...]) -> TrainBatch:
+def joined(shares: tuple[Batch, ...]) -> Batch:
     """The batch that several workers' shares are, in the order of their ranks."""
     images = torch.cat([share.images for share in shares])
     ids, rejects = (list(chain.from_iterable(lists)) for lists in zip(*(share[1:] for share in shares), strict=True))
-    return TrainBatch(images, ids, rejects)
+    return Batch(images, ids, rejects)
 
 
 # -------------------------------------------------------------------- order
@@ -396,7 +396,7 @@ def test_rows_that_are_late_missing_or_anothers_are_a_sentence(tmp_path, monkeyp
     feed = feed_of(folder_of(tmp_path / "in", [picture(i) for i in range(8)]))
     tasks = jobs.feed._tasks(feed, 0, 2)
 
-    def batches(rows: Rows) -> list[TrainBatch]:
+    def batches(rows: Rows) -> list[Batch]:
         return list(jobs.feed.read_share(rows, feed, tasks, worker=0, workers=1))
 
     cropped = [jobs.feed.Cropped(np.zeros((4, SIZE, SIZE, 3), np.uint8), list("abcd"), [])]
@@ -433,7 +433,7 @@ def test_rays_batches_are_those_without_ray(tmp_path, monkeypatch):
     with session_of_jobs():
         tasks = jobs.feed._tasks(feed, 3, 14)
         shares = jobs.feed.ray_shares(feed, tasks, 2)
-        found: list[list[TrainBatch]] = [[], []]
+        found: list[list[Batch]] = [[], []]
 
         def consume(worker: int) -> None:
             found[worker] += jobs.feed.read_share(shares[worker], feed, tasks, worker=worker, workers=2)

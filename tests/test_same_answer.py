@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alit.data import center_crops, read_photographs
 from alit.weights import load_weights
+from jobs.feed import held_out
 
 PHOTOGRAPHS = 224
 NEAR_TIE = 1e-5
@@ -15,8 +15,8 @@ NEAR_TIE = 1e-5
 @pytest.fixture(scope="module")
 def photographs(shared):
     weights = load_weights()
-    found = read_photographs(shared / "data" / "photos-136" / "val-*.parquet")[:PHOTOGRAPHS]
-    return center_crops(found, weights.model.config.image_size)
+    source = str(shared / "data" / "photos-136" / "val-*.parquet")
+    return held_out(source, size=weights.model.config.image_size, most=PHOTOGRAPHS)
 
 
 @pytest.mark.parametrize("name", ["l1", "code"])
