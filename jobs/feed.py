@@ -9,6 +9,7 @@ Shapes: B images of a step over all workers, b of one worker's share, S side in 
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections import deque
 from collections.abc import Iterator
@@ -312,6 +313,9 @@ def ray_shares(feed: Feed, tasks: list[list[Part]], workers: int) -> list[Any]:
     import ray
     from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 
+    for handler in logging.getLogger("ray.data").handlers:
+        if handler.name == "console":  # errors reach us as exceptions; its log file has the rest
+            handler.setLevel(logging.CRITICAL)
     order = feed.order()
     step_bytes = 3 * feed.size**2 * feed.batch_size
     chunk_bytes = order.steps_per_chunk * step_bytes

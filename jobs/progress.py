@@ -37,7 +37,7 @@ class TrainingProgress:
     def tell(self, event: dict[str, Any]) -> None:
         """Takes one event."""
         if "line" in event:
-            self.console.print(event["line"], highlight=False, markup=False)
+            self._print(event["line"])
         if "activity" in event:
             self.bar.update(self.task, description=event["activity"])
         if "row" in event:
@@ -50,11 +50,14 @@ class TrainingProgress:
             l1 = "  ".join(f"{name[7:]} {value:.4f}" for name, value in row.items() if name.startswith("val_l1_"))
             lengths = f"  chosen {row['chosen_lengths']}" if "chosen_lengths" in row else ""
             perplexity = f"  perplexity {row['perplexity']:.0f}" if "perplexity" in row else ""
-            self.console.print(f"step {step}: validation L1  {l1}{perplexity}{lengths}", highlight=False, markup=False)
+            self._print(f"step {step}: validation L1  {l1}{perplexity}{lengths}")
             return
         rate = row["images_per_second"]
         text = f"loss {row['loss']:.4g}  {rate:.1f} images/s  {row['waiting']:.1%} waiting for data"
         text += f"  {row['mfu']:.1%} MFU" if "mfu" in row else ""
         self.bar.update(self.task, numbers=text)
         if not self.console.is_terminal:
-            self.console.print(f"step {step}/{steps}  {text}", highlight=False, markup=False)
+            self._print(f"step {step}/{steps}  {text}")
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)

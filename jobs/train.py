@@ -292,7 +292,8 @@ def train_stage(
         AlitError: whatever a person can put right.
     """
     console = console or Console(stderr=True)
-    start, lines = prepare(stage, data, run, recipe, options, console)
+    with console.status("reading the input, and working out what the run will cost"):
+        start, lines = prepare(stage, data, run, recipe, options, console)
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if options.dry_run:

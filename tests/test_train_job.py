@@ -166,6 +166,7 @@ def nodes(monkeypatch) -> Iterator[Any]:
         "RAY_health_check_failure_threshold": "4",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
+        "OMP_WAIT_POLICY": "passive",  # workers have more threads here than there are cores
         "PYTHONPATH": str(Path(__file__).parent.parent),
     }.items():
         monkeypatch.setenv(name, value)
