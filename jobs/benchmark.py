@@ -26,7 +26,8 @@ from jobs.runner import keep_freed_memory, local_cpus
 from jobs.shards import Job, decoded_batches, decoded_plan, encode_pixels, metadata_of
 from jobs.storage import place
 from jobs.tokenize import tokenize
-from jobs.train import Options, prepare, train_here, train_on_ray
+from jobs.train import Options, prepare
+from jobs.workers import train_here, train_on_ray
 
 
 def _images(source: str, size: int, most: int, image_column: str) -> np.ndarray:

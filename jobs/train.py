@@ -1,218 +1,31 @@
-"""`alit train`: one stage of training, on Ray Train or without it.
-
-The driver reads and checks everything once and puts it into a `Start`; a worker makes its trainer of that, goes on from
-the run's newest checkpoint and trains. Nothing that a worker needs lies on the driver's disk.
-"""
+"""`alit train`: reads and checks everything once, says what it will do, and starts the workers."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import socket
-import threading
 import tomllib
-import uuid
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
-from alit import distributed
 from alit.config import PRESETS, Halting
 from alit.cost import Cost, cost
-from alit.errors import AlitError, ConfigError, TrainingError
+from alit.errors import ConfigError
 from alit.initialization import initialize_locally
-from alit.objectives import objective_for
 from alit.perceptual import Perceptual
 from alit.recipe import AdversarialRecipe, DistillRecipe, Recipe, Stage, recipe_from
 from alit.selection import parse
 from alit.tokenizer import Alit
-from alit.training import Batch, Trainer, train
 from alit.weights import Weights, load_weights
-from jobs.feed import Feed, held_out, local_batches, make_feed, shared_batches
+from jobs.feed import held_out, make_feed
 from jobs.progress import TrainingProgress
-from jobs.run import RunFolder, Settings, Tell
-from jobs.runner import keep_freed_memory, local_cpus, ray_session
-from jobs.storage import Place, place
-
-MAX_FAILURES = 16
-"""Restarts after a failure that is no mistake of the user's; a machine that is taken away does not count."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Start:
-    """All that a worker needs; picklable.
-
-    Attributes:
-        settings: what was asked for.
-        folder: of the run.
-        model: with its initial values, on the CPU.
-        perceptual: LPIPS, where its files were given.
-        feed: the training images.
-        held_out: the validation images, uint8 [B, 3, S, S].
-        flops: floating-point operations per image.
-        threads: of torch, per worker.
-    """
-
-    settings: Settings
-    folder: Place
-    model: Alit
-    perceptual: Perceptual | None
-    feed: Feed
-    held_out: Tensor | None
-    flops: float
-    threads: int
-
-
-def work(
-    start: Start,
-    batches: Callable[[int, int], Iterator[Batch]],
-    *,
-    device: torch.device,
-    tell: Tell,
-    preempted: Callable[[], bool] = lambda: False,
-) -> None:
-    """What every worker does: `batches` gives its share of the steps from one to another."""
-    torch.set_num_threads(start.threads)
-    keep_freed_memory()
-    recipe = start.settings.recipe
-    model = start.model.to(device).train()
-    perceptual = start.perceptual.to(device) if start.perceptual is not None else None
-    trainer = Trainer(model, objective_for(model, recipe, perceptual), recipe)
-    run = RunFolder(
-        start.folder,
-        start.settings,
-        held_out=start.held_out,
-        flops=start.flops,
-        tell=tell,
-        preempted=preempted,
-    )
-    places = distributed.gathered_objects(f"process {os.getpid()} on {socket.gethostname()}")
-    if distributed.rank() == 0:
-        tell({"line": f"training on {device.type} with {len(places)} worker(s): {', '.join(places)}"})
-    run.resume(trainer)
-    train(trainer, run.without_rejects(batches(trainer.step, recipe.steps)), run)
-    run.finish(trainer)
-
-
-# -------------------------------------------------------------------- with Ray
-
-
-class Mailbox:
-    """An actor that workers send events to and the driver reads, and that remembers an error that must end the run."""
-
-    def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
-        self.error: str | None = None
-
-    def tell(self, event: dict[str, Any]) -> None:
-        self.events.append(event)
-
-    def fail(self, error: str) -> None:
-        self.error = self.error or error
-
-    def failed(self) -> str | None:
-        return self.error
-
-    def take(self) -> list[dict[str, Any]]:
-        taken, self.events = self.events, []
-        return taken
-
-
-def _ray_worker(settings: dict[str, Any]) -> None:
-    """The function that Ray Train runs on every worker, again after each failure and each change of their number."""
-    import ray
-    import ray.train
-    import ray.train.torch
-
-    mailbox = settings["mailbox"]
-    if ray.get(mailbox.failed.remote()):
-        return  # a mistake that another try would only repeat: the driver says what it is
-    start: Start = ray.get(settings["start"])
-    context = ray.train.get_context()
-    worker, workers = context.get_world_rank(), context.get_world_size()
-
-    def tell(event: dict[str, Any]) -> None:
-        mailbox.tell.remote(event)
-
-    def batches(first: int, last: int) -> Iterator[Any]:
-        return shared_batches(start.feed, first, last, worker=worker, workers=workers)
-
-    try:
-        work(
-            start,
-            batches,
-            device=ray.train.torch.get_device(),
-            tell=tell,
-            preempted=lambda: ray.train.get_preemption_info() is not None,
-        )
-    except AlitError as error:
-        ray.get(mailbox.fail.remote(str(error)))
-        raise
-
-
-def train_on_ray(start: Start, *, workers: tuple[int, int], tell: Tell) -> None:
-    """Trains with as many workers as there is room for, from the least to the most.
-
-    Raises:
-        TrainingError: training failed for good.
-    """
-    low, high = workers
-    with ray_session(cpus=high * start.threads) as ray:
-        import ray.train
-        from ray.train.torch import TorchConfig, TorchTrainer
-
-        gpus = ray.cluster_resources().get("GPU", 0) > 0
-        mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
-        scratch = (start.folder / ".ray").without_markers()
-        trainer = TorchTrainer(
-            _ray_worker,
-            train_loop_config={"start": ray.put(start), "mailbox": mailbox},
-            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=low if low == high else (low, high),
-                use_gpu=gpus,
-                resources_per_worker={"CPU": start.threads},
-            ),
-            run_config=ray.train.RunConfig(
-                name=uuid.uuid4().hex,  # where to go on is the run folder's own business, not Ray's
-                storage_path=scratch.path,
-                storage_filesystem=scratch.filesystem,
-                failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
-            ),
-        )
-        done = threading.Event()
-        reader = threading.Thread(target=_read_mail, args=(ray, mailbox, tell, done), daemon=True)
-        reader.start()
-        problem: Exception | None = None
-        try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            problem = error
-        finally:
-            done.set()
-            reader.join(10)
-        if error := ray.get(mailbox.failed.remote()):
-            raise TrainingError(error)
-        if problem is not None:
-            raise TrainingError(f"training failed for good: {problem}") from problem
-        scratch.remove_folder()
-
-
-def _read_mail(ray: Any, mailbox: Any, tell: Tell, done: threading.Event) -> None:
-    while True:
-        last = done.wait(0.3)
-        for event in ray.get(mailbox.take.remote()):
-            tell(event)
-        if last:
-            return
-
-
-# -------------------------------------------------------------------- the job
+from jobs.run import Settings
+from jobs.runner import local_cpus
+from jobs.storage import place
+from jobs.workers import Start, train_here, train_on_ray
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -305,12 +118,6 @@ def train_stage(
             train_here(start, tell=progress.tell)
 
 
-def train_here(start: Start, *, tell: Tell) -> None:
-    """Trains in this process, without Ray."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    work(start, lambda first, last: local_batches(start.feed, first, last), device=device, tell=tell)
-
-
 def prepare(
     stage: Stage, data: str, run: str, recipe: Recipe, options: Options, console: Console
 ) -> tuple[Start, list[str]]:
@@ -325,6 +132,7 @@ def prepare(
         if (value := getattr(options, name)) is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     folder = place(run)
+    folder.names()  # a place without permission is told of now, not by a worker
     model, source = _model(stage, recipe, options)
     size, column = model.config.image_size, options.image_column
     feed = make_feed(data, size=size, batch_size=recipe.batch_size, seed=recipe.seed, image_column=column)

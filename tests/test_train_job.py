@@ -267,6 +267,13 @@ def test_a_place_that_cannot_be_written_is_a_sentence(photographs, base, tmp_pat
     assert (tmp_path / "file").read_text() == "in the way"
 
 
+def test_storage_without_permission_is_a_sentence(photographs, base, bucket, capsys):
+    query, folder, _ = bucket
+    run = f"s3://somebody:else@photos/forbidden?{query}"
+    assert "cannot be listed" in refused(capsys, "distill", photographs, run, "--no-ray", "--init", base)
+    assert not (folder / "forbidden").exists()
+
+
 def test_a_file_gives_defaults_and_the_command_line_wins(photographs, base, tmp_path, capsys):
     (tmp_path / "run.toml").write_text(f'steps = 4\nbatch_size = 8\nwarmup = 2\nray = false\ninit = "{base}"\n')
     run = tmp_path / "run"
