@@ -19,7 +19,7 @@ def photographs(shared):
     return held_out(source, size=weights.model.config.image_size, most=PHOTOGRAPHS)
 
 
-@pytest.mark.parametrize("name", ["l1", "code"])
+@pytest.mark.parametrize("name", ["l1", "latent"])
 def test_length_and_ids_do_not_depend_on_batch_or_order(photographs, name):
     model = load_weights().model
     assert len(photographs) >= 200

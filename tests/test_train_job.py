@@ -193,7 +193,7 @@ def test_a_node_is_lost_and_one_gained_and_training_goes_on(nodes, photographs, 
 
     def trained_on() -> None:
         reached = newest(tmp_path / "run")
-        wait_for(lambda: newest(tmp_path / "run") >= reached + 40, process, log)
+        wait_for(lambda: newest(tmp_path / "run") >= reached + 20, process, log)
 
     try:
         wait_for(lambda: 2 in groups(), process, log)
@@ -214,7 +214,7 @@ def test_a_node_is_lost_and_one_gained_and_training_goes_on(nodes, photographs, 
     assert steps == sorted(steps)
     state = Checkpoints(place(str(tmp_path / "run" / "checkpoints"))).load_latest()
     assert state is not None
-    assert state["step"] >= steps[-1] + 40
+    assert state["step"] >= steps[-1] + 20
 
 
 # ---------------------------------------------------------------- mistakes
