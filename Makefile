@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 UNFINISHED := .venv/.unfinished
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo test slow check clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -21,6 +21,10 @@ demo: $(INSTALLED) ## tokenize real photographs with the packaged weights, into 
 test: $(INSTALLED) ## run the tests; ARGS="-k name" passes options on to pytest
 	@echo "test: pytest $(ARGS)"
 	@$(PY) -m pytest $(ARGS)
+
+slow: $(INSTALLED) ## runs the tests that take minutes: a cluster whose nodes come and go
+	@echo "slow: pytest -m slow $(ARGS)"
+	@$(PY) -m pytest -m slow $(ARGS)
 
 check: $(INSTALLED) ## lint, formatting, types, and which package may import which
 	@echo "check: ruff check"

@@ -371,7 +371,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"alit: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("alit: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        print("alit: interrupted; tokenize and train go on when the same command is given again", file=sys.stderr)
         sys.exit(130)
 
 

@@ -220,8 +220,10 @@ class RunFolder:
         self.tell({"row": row, "steps": self.settings.recipe.steps})
 
     def _read_lines(self, name: str) -> list[dict[str, Any]]:
+        """Without a last line that was cut short when its writer was killed."""
         file = self.folder / name
-        return [json.loads(line) for line in file.read().splitlines()] if file.exists() else []
+        lines = file.read().splitlines(keepends=True) if file.exists() else []
+        return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
     def _write_lines(self, name: str, rows: list[dict[str, Any]]) -> None:
         (self.folder / name).write("".join(json.dumps(row) + "\n" for row in rows).encode())

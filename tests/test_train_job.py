@@ -179,6 +179,7 @@ def nodes(monkeypatch) -> Iterator[Any]:
         cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_a_node_is_lost_and_one_gained_and_training_goes_on(nodes, photographs, base, tmp_path):
     lost = nodes.add_node(num_cpus=3)
     nodes.add_node(num_cpus=3)

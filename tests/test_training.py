@@ -397,6 +397,8 @@ def test_a_run_that_was_killed_ends_bitwise_as_an_undisturbed_one(tmp_path, reci
     with pytest.raises(KeyboardInterrupt):
         train(first, killed(), run)
     assert first.step == 3
+    with (tmp_path / "parts" / LOG).open("a") as log:
+        log.write('{"step": 3, "los')  # as a kill in the middle of a line leaves it
     said: list[Any] = []
     resumed = with_revivals(trainer_of(recipe, seed=1))  # other initial weights: all must come from the checkpoint
     run = run_of(tmp_path / "parts", recipe, said)
