@@ -155,9 +155,12 @@ def train_on_ray(start: Start, *, workers: tuple[int, int], tell: Tell) -> None:
         import ray.train
         from ray.exceptions import RayError
         from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         gpus = ray.cluster_resources().get("GPU", 0) > 0
-        mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
+        # where the driver is: on another node it could be lost with it, and the run is over without the driver anyway
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        mailbox: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
         scratch = (start.folder / ".ray").without_markers()
         trainer = TorchTrainer(
             _ray_worker,
