@@ -160,7 +160,8 @@ def train_on_ray(start: Start, *, workers: tuple[int, int], tell: Tell) -> None:
         gpus = ray.cluster_resources().get("GPU", 0) > 0
         # where the driver is: on another node it could be lost with it, and the run is over without the driver anyway
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        mailbox: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
+        post: Any = ray.remote(num_cpus=0)(Mailbox)
+        mailbox = post.options(scheduling_strategy=here).remote()
         scratch = (start.folder / ".ray").without_markers()
         trainer = TorchTrainer(
             _ray_worker,
