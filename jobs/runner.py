@@ -87,6 +87,9 @@ def _start_here(ray: Any, cpus: int) -> None:
     # its log level with a line of its own
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_worker_niceness", "0")  # its workers are the job itself, and would be at 15
+    # `keep_freed_memory`, for the arenas too that threads have made before it is called: Ray Train trains in a thread
+    for name, value in (("ARENA_MAX", 1), ("TRIM_THRESHOLD_", 1 << 30), ("MMAP_THRESHOLD_", 32 << 20)):
+        os.environ.setdefault(f"MALLOC_{name}", str(value))
     sys.stderr.flush()
     stderr = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
