@@ -9,7 +9,6 @@ Shapes: B images of a step over all workers, b of one worker's share, S side in 
 
 from __future__ import annotations
 
-import logging
 import uuid
 from collections import deque
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from alit.errors import AlitError, TrainingError
 from alit.images import DEFAULT_LIMITS, ImageError, Limits
 from alit.training import Batch
 from jobs.inputs import Plan, Row, Rows, Source, make_plan, read_rows
+from jobs.runner import quiet_ray_data
 from jobs.shards import decoded_plan
 
 T = TypeVar("T")
@@ -313,9 +313,7 @@ def ray_shares(feed: Feed, tasks: list[list[Part]], workers: int) -> list[Any]:
     import ray
     from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 
-    for handler in logging.getLogger("ray.data").handlers:
-        if handler.name == "console":  # errors reach us as exceptions; its log file has the rest
-            handler.setLevel(logging.CRITICAL)
+    quiet_ray_data()
     order = feed.order()
     step_bytes = 3 * feed.size**2 * feed.batch_size
     chunk_bytes = order.steps_per_chunk * step_bytes

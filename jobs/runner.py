@@ -32,6 +32,16 @@ def keep_freed_memory() -> None:
         mallopt(option, value)
 
 
+def quiet_ray_data() -> None:
+    """Keeps Ray Data's errors from the console of this process: they reach us as exceptions, and its log file has them.
+
+    Its handlers are made with the first `DataContext`.
+    """
+    for handler in logging.getLogger("ray.data").handlers:
+        if handler.name == "console":
+            handler.setLevel(logging.CRITICAL)
+
+
 @contextmanager
 def ray_session(cpus: int = 0) -> Iterator[Any]:
     """Ray, joined where `RAY_ADDRESS` names a cluster or one is already connected, else started on this machine.
@@ -62,9 +72,7 @@ def ray_session(cpus: int = 0) -> Iterator[Any]:
     }
     if alone:
         settings["wait_for_min_actors_s"] = 300  # all workers together, rather than the first one alone for a while
-        for handler in logging.getLogger("ray.data").handlers:
-            if handler.name == "console":  # errors reach us as exceptions; its log file has the rest
-                handler.setLevel(logging.CRITICAL)
+        quiet_ray_data()
     before = {name: getattr(context, name) for name in settings}
     try:
         for name, value in settings.items():
