@@ -8,6 +8,7 @@ Shapes: B batch, C channels, D latent width, H W pixels, h w base grid, G = h*w 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
@@ -35,6 +36,16 @@ class BaseTokens(NamedTuple):
         """Some of the images."""
         ids = None if self.ids_BG is None else self.ids_BG[rows]
         return BaseTokens(self.latents_BDhw[rows], self.target_BDhw[rows], ids)
+
+    @staticmethod
+    def concatenate(parts: Sequence[BaseTokens]) -> BaseTokens:
+        """The images of one or more batches of the same base as one batch."""
+        ids = [part.ids_BG for part in parts if part.ids_BG is not None]
+        return BaseTokens(
+            torch.cat([part.latents_BDhw for part in parts]),
+            torch.cat([part.target_BDhw for part in parts]),
+            torch.cat(ids) if ids else None,
+        )
 
 
 class Base(Protocol):

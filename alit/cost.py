@@ -83,6 +83,27 @@ def cost(config: AlitConfig, recipe: Recipe) -> Cost:
     )
 
 
+def inference_bytes(config: AlitConfig) -> int:
+    """Memory that encoding takes per image in fp32, about: four times the largest input and output of one layer."""
+    with torch.device("meta"):
+        model = Alit(config)
+    largest = 0
+
+    def look(layer: torch.nn.Module, given: tuple[object, ...], made: object) -> None:
+        nonlocal largest
+        made = made if isinstance(made, tuple) else (made,)
+        largest = max(largest, sum(t.numel() * t.element_size() for t in (*given, *made) if isinstance(t, Tensor)))
+
+    for layer in model.modules():
+        if not any(True for _ in layer.children()):
+            layer.register_forward_hook(look)
+    with torch.no_grad():
+        images = torch.zeros(1, 3, config.image_size, config.image_size, device="meta")
+        *_, last = model.rollout(images)
+        model.reconstruct(last.codes_BNC)
+    return 4 * largest
+
+
 def peak_flops(device: torch.device) -> float | None:
     """The device's bf16 peak in operations per second, where it is known."""
     if device.type != "cuda":

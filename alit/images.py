@@ -2,7 +2,7 @@
 
 Shapes: B batch, H W pixels (rows, columns), S the model's side in pixels, C colours (3: red, green, blue).
 
-Reads JPEG, PNG, WebP, GIF (first frame), BMP and TIFF (first page), told apart by their first bytes. Nothing
+Reads JPEG, PNG, WebP, GIF (first frame), BMP and TIFF (first page), as `alit.formats` tells them apart. Nothing
 global is touched, so threads may decode side by side. Pillow's warnings of damaged metadata are left alone:
 silencing them is not thread-safe. Where warnings are errors, the image is refused or its metadata ignored.
 """
@@ -11,65 +11,57 @@ from __future__ import annotations
 
 import io
 import math
-import operator
-import re
-import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from einops import rearrange
 from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, ImageCms, ImageFile
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
-from alit.errors import AlitError, ConfigError
+from alit.errors import ConfigError
+from alit.formats import (
+    DEFAULT_LIMITS,
+    EXTENSIONS,
+    PILLOW_WARNS_ABOVE,
+    ImageError,
+    Limits,
+    Reason,
+    explain,
+    open_image,
+)
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "EXTENSIONS",
+    "JPEG_DECODING",
+    "PILLOW_WARNS_ABOVE",
+    "Box",
+    "DecodedImage",
+    "ImageError",
+    "JpegMode",
+    "Limits",
+    "PixelBatch",
+    "Pixels",
+    "Reason",
+    "decode_image",
+    "decode_square",
+    "encode_image",
+    "jpeg_decoding",
+    "to_uint8",
+]
 
 Pixels = UInt8[np.ndarray, "H W 3"]
 FloatImages = Float[Any, "B 3 H W"]  # a torch tensor or an ndarray; torch itself is not needed here
 PixelBatch = UInt8[np.ndarray, "B H W 3"]
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels from the upper left corner
 
-Reason = Literal[
-    "empty",  # no bytes
-    "too_many_bytes",  # over Limits.max_bytes
-    "too_many_pixels",  # over Limits.max_pixels, by the header
-    "not_an_image",  # the first bytes are no image's that we know
-    "unsupported_format",  # an image, of a format that we do not read
-    "unsupported_pixels",  # a readable format, but samples with no agreed black and white
-    "truncated",  # the file ends too early, as far as its decoder can tell
-    "decode_failed",  # damaged, or a variant that Pillow cannot read
-]
-
 JPEG_DECODING = "pillow-full"
 """How JPEGs are decoded, for a dataset's metadata: by Pillow at full size, with no DCT-domain downscaling."""
-
-PILLOW_WARNS_ABOVE = 1024**3 // 12  # PIL.Image.MAX_IMAGE_PIXELS as it ships: a quarter of a GiB as RGB
-_SIGNATURES: tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...] = (
-    (re.compile(rb"\xff\xd8\xff"), JpegImageFile),
-    (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
-    (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), WebPImageFile),
-    (re.compile(rb"GIF8[79]a"), GifImageFile),
-    (re.compile(rb"BM"), BmpImageFile),
-    (re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImageFile),
-)
-_FOREIGN_SIGNATURES = (
-    ("AVIF or HEIC", re.compile(rb".{4}ftyp(avi|hei|hev|mif|msf)", re.DOTALL)),
-    ("JPEG XL", re.compile(rb"\xff\x0a|\0\0\0\x0cJXL ")),
-    ("JPEG 2000", re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51")),
-    ("Photoshop", re.compile(rb"8BPS")),
-    ("Windows icon", re.compile(rb"\0\0[\1\2]\0")),
-    ("SVG", re.compile(rb"\s*(<\?xml[^>]*>\s*)?<svg\b")),
-)
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-"""Names of files that are taken for images; what they are is told by their bytes alone."""
-_FORMATS = "JPEG, PNG, WebP, GIF, BMP or TIFF"
+JpegMode = Literal["full", "draft"]
+_JPEG_DECODINGS: dict[JpegMode, str] = {"full": JPEG_DECODING, "draft": "pillow-draft-2x"}
+_DRAFT_MARGIN = 2  # the 2x above: a draft's square has at least as many times the asked pixels on its side
 
 _UPRIGHT: dict[int | None, Image.Transpose] = {  # EXIF orientation -> what undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -80,46 +72,10 @@ _UPRIGHT: dict[int | None, Image.Transpose] = {  # EXIF orientation -> what undo
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = {_UPRIGHT[n] for n in (5, 6, 7, 8)}  # what exchanges width and height
+_LAST_COLUMN_FIRST = {_UPRIGHT[n] for n in (2, 3, 6, 7)}  # what puts the stored right or lower edge at the left
+_LAST_ROW_FIRST = {_UPRIGHT[n] for n in (3, 4, 7, 8)}  # likewise at the top
 _ICC_SPACES = {"L": b"GRAY", "RGB": b"RGB ", "CMYK": b"CMYK"}  # Pillow mode -> bytes 16..19 of a profile
-
-
-class ImageError(AlitError):
-    """These bytes cannot be tokenized; `str(error)` is a sentence for the person who sent them.
-
-    Attributes:
-        reason: A stable slug out of `Reason`, to count and filter by.
-    """
-
-    def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(reason, message)  # both in args, so that the error survives pickling
-        self.reason: Reason = reason
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """What an image may cost.
-
-    Attributes:
-        max_bytes: Largest file, in bytes.
-        max_pixels: Largest source, width x height in pixels. Above the default Pillow warns of some TIFFs and
-            GIFs, above twice the default it refuses them.
-    """
-
-    max_bytes: int = 64 * 1024**2
-    max_pixels: int = PILLOW_WARNS_ABOVE
-
-    def __post_init__(self) -> None:
-        if self.max_bytes < 1:
-            raise ConfigError(f"max_bytes must be at least 1, got {self.max_bytes}")
-        if not 1 <= self.max_pixels <= 2 * PILLOW_WARNS_ABOVE:
-            raise ConfigError(f"max_pixels must be in 1..{2 * PILLOW_WARNS_ABOVE}, got {self.max_pixels}")
-
-
-DEFAULT_LIMITS = Limits()
 
 
 class DecodedImage(NamedTuple):
@@ -136,29 +92,46 @@ class DecodedImage(NamedTuple):
     height: int
 
 
-def decode_image(data: bytes, size: int, limits: Limits = DEFAULT_LIMITS) -> DecodedImage:
+def jpeg_decoding(mode: JpegMode) -> str:
+    """How a mode decodes JPEGs, for a dataset's metadata.
+
+    Raises:
+        ConfigError: There is no such mode.
+    """
+    if mode not in _JPEG_DECODINGS:
+        raise ConfigError(f"JPEGs are decoded in mode 'full' or 'draft', got {mode!r}")
+    return _JPEG_DECODINGS[mode]
+
+
+def decode_image(data: bytes, size: int, limits: Limits = DEFAULT_LIMITS, jpeg: JpegMode = "full") -> DecodedImage:
     """The centre square of an image file, in sRGB, at `size` x `size` pixels.
 
     EXIF orientation is applied, embedded ICC profiles become sRGB (perceptual intent; broken ones ignored),
     transparency is laid over white and deep samples are scaled to 8 bits. One antialiased bicubic resampling
     does what resizing the short side to `size` and cropping the centre would; smaller images are enlarged,
-    1 x 1 too. JPEGs are decoded in full: Pillow's draft mode is faster but changes the pixels, and with them
-    the tokens.
+    1 x 1 too.
 
     Args:
         data: The file's bytes.
         size: Side of the result in pixels, at least 1.
-        limits: Checked before any pixel is decoded.
+        limits: Checked before any pixel is decoded, against the source's full size.
+        jpeg: `full` decodes all of a JPEG's pixels. `draft` has libjpeg make only a half, a quarter or an eighth
+            of its width and height, the least that leaves the short side at least twice `size`: faster for large
+            photographs, but other pixels, and with them other tokens.
 
     Raises:
         ImageError: The bytes cannot be decoded, whatever they are; nothing else is raised for bad data.
-        ValueError: `size` is below 1.
+        ValueError: `size` is below 1, or there is no such `jpeg` mode.
     """
-    return decode_square(data, size, _centre, limits)
+    return decode_square(data, size, _centre, limits, jpeg)
 
 
 def decode_square(
-    data: bytes, size: int, choose: Callable[[int, int], Box], limits: Limits = DEFAULT_LIMITS
+    data: bytes,
+    size: int,
+    choose: Callable[[int, int], Box],
+    limits: Limits = DEFAULT_LIMITS,
+    jpeg: JpegMode = "full",
 ) -> DecodedImage:
     """A square of an image file's picture; all else is as in `decode_image`.
 
@@ -166,30 +139,39 @@ def decode_square(
         data: The file's bytes.
         size: Side of the result in pixels, at least 1.
         choose: The square, out of the picture's width and height in pixels, as displayed.
-        limits: Checked before any pixel is decoded.
+        limits: Checked before any pixel is decoded, against the source's full size.
+        jpeg: As in `decode_image`; a draft goes by the picture's short side, whatever the square.
 
     Raises:
         ImageError: The bytes cannot be decoded, whatever they are; nothing else is raised for bad data.
-        ValueError: `size` is below 1.
+        ValueError: `size` is below 1, or there is no such `jpeg` mode.
     """
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
+    jpeg_decoding(jpeg)  # raises for an unknown mode
     try:
-        source = _open(data, limits)
+        source = open_image(data, limits)
         profile = source.info.get("icc_profile")
+        width, height = source.size
+        scale = _draft(source, _DRAFT_MARGIN * size) if jpeg == "draft" else 1
         source.load()
         image = _to_8_bit(source)
-        if (turn := _UPRIGHT.get(_orientation(source))) is not None:  # a TIFF is upright once loaded
+        turn = _UPRIGHT.get(_orientation(source))  # a TIFF is upright once loaded
+        if turn is not None:
             image = image.transpose(turn)  # before resampling, so that equal pictures give equal pixels
-        width, height = image.size
-        image, box = _cut_down(image, choose(width, height), size)
+        if scale == 1:
+            width, height = image.size
+        elif turn in _SIDEWAYS:
+            width, height = height, width
+        box = _in_draft(choose(width, height), image, width, height, scale, turn)
+        image, box = _cut_down(image, box, size)
         square = _to_srgb(image, profile).resize((size, size), Image.Resampling.BICUBIC, box=box)
         # np.array, not asarray: Pillow's buffer is read-only, which torch.from_numpy warns of.
         return DecodedImage(np.array(square), width, height)
     except ImageError:
         raise
     except Exception as error:  # a decoder fed with hostile bytes can raise anything
-        raise _explain(error, data) from error
+        raise explain(error, data) from error
 
 
 def encode_image(pixels: Pixels, format: Literal["png", "jpeg", "webp"] = "png", quality: int | None = None) -> bytes:
@@ -237,48 +219,6 @@ def to_uint8(images: FloatImages) -> PixelBatch:
     return np.ascontiguousarray(rearrange(levels_BCHW, "B C H W -> B H W C"))
 
 
-def _open(data: bytes, limits: Limits) -> ImageFile.ImageFile:
-    """The file's header, within the limits; no pixel is decoded yet."""
-    if not data:
-        raise ImageError("empty", f"no bytes; expected a {_FORMATS} file")
-    if len(data) > limits.max_bytes:
-        raise ImageError("too_many_bytes", f"{len(data):,} bytes; at most {limits.max_bytes:,} are read")
-    decoder = next((decoder for signature, decoder in _SIGNATURES if signature.match(data)), None)
-    if decoder is None:
-        foreign = next((name for name, signature in _FOREIGN_SIGNATURES if signature.match(data)), None)
-        if foreign is not None:
-            raise ImageError("unsupported_format", f"this is a {foreign} file; convert it to {_FORMATS}")
-        raise ImageError("not_an_image", f"the file starts with {data[:12]!r}; expected a {_FORMATS} file")
-
-    # The decoder's class, as Image.open warns or raises by a global of its own before we see the size.
-    image = decoder(io.BytesIO(data))
-    pixels = image.width * image.height
-    if isinstance(image, TiffImageFile):  # a small TIFF may declare one huge tile, decoded as a whole
-        tile_width, tile_height = (operator.index(image.tag_v2.get(tag, 0)) for tag in (322, 323))
-        pixels = max(pixels, tile_width * tile_height)
-    if pixels > limits.max_pixels:
-        raise ImageError(
-            "too_many_pixels",
-            f"the image is {image.width:,} x {image.height:,}, {pixels:,} pixels to decode; "
-            f"at most {limits.max_pixels:,} are read",
-        )
-    return image
-
-
-def _explain(error: Exception, data: bytes) -> ImageError:
-    """What Pillow's exception means to the file's owner."""
-    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return ImageError("too_many_pixels", f"the image is too large: {error}")
-    unfinished_webp = data.startswith(b"RIFF") and int.from_bytes(data[4:8], "little") + 8 > len(data)
-    unfinished_png = "broken PNG file (chunk b'')" in str(error)
-    ran_out = isinstance(error.__cause__, (EOFError, struct.error)) or isinstance(error, EOFError)
-    if unfinished_webp or unfinished_png or ran_out or "truncated" in str(error).lower():
-        return ImageError("truncated", f"the file ends too early, after {len(data):,} bytes ({error})")
-    return ImageError(
-        "decode_failed", f"the file is damaged or of an unreadable kind ({type(error).__name__}: {error})"
-    )
-
-
 def _to_8_bit(source: ImageFile.ImageFile) -> Image.Image:
     """Deep greyscale as L (LA where one grey level is transparent); all other modes unchanged.
 
@@ -309,6 +249,25 @@ def _orientation(source: ImageFile.ImageFile) -> int | None:
         return source.getexif().get(ExifTags.Base.Orientation)
     except Exception:
         return None
+
+
+def _draft(source: ImageFile.ImageFile, least: int) -> int:
+    """Has a JPEG decoded with the fewest pixels that leave `least` on its short side; the divisor of both sides."""
+    width = source.width
+    drafted = source.draft(None, (least, least))  # does nothing to other formats
+    return 1 if drafted is None else round(width / drafted[1][2])
+
+
+def _in_draft(box: Box, image: Image.Image, width: int, height: int, scale: int, turn: Image.Transpose | None) -> Box:
+    """A box of the source, width x height pixels, in the coordinates of its draft, turned upright.
+
+    Each pixel of a draft stands for `scale` x `scale` of the source. Where that does not divide the source, the last
+    column or row stored reaches beyond the picture, and a turn may have put it first.
+    """
+    x = image.width - width / scale if turn in _LAST_COLUMN_FIRST else 0
+    y = image.height - height / scale if turn in _LAST_ROW_FIRST else 0
+    left, top, right, bottom = (edge / scale for edge in box)
+    return x + left, y + top, x + right, y + bottom
 
 
 def _centre(width: int, height: int) -> Box:

@@ -1,56 +1,31 @@
 """Alit: images in, adaptive-length tokens out, and back.
 
 Shapes: B batch, C code width, G base tokens, n latents per iteration, N latents, K iterations, S sequence, D width,
-O prediction width, T tokens of the whole batch.
+O prediction width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from alit.base import BaseTokens, build_base
 from alit.config import AlitConfig
 from alit.distillation import LatentDecoder, LatentEncoder, initialize
+from alit.pooling import Encoded, Pool, State, pooled
 from alit.quantizer import LatentCodebook, Quantized
 from alit.selection import Candidate, Criterion, parse
 
 Images = UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]
+Batches = Iterable[UInt8[Tensor, "_ 3 H W"] | Float[Tensor, "_ 3 H W"]]
 Ids = Tensor | np.ndarray | Sequence[int]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Encoded:
-    """A batch of images as tokens of mixed length. Everything lies on the CPU.
-
-    Attributes:
-        tokens: latent ids of all images one after another, int64 [T]; for continuous latents their codes, [T, C].
-        num_tokens: int64 [B].
-        score: the criterion's value at the chosen length, float32 [B]; NaN for `fixed`.
-        satisfied: whether the threshold was met, bool [B].
-        trace: the criterion's value at every length tried, shortest first, float32 [B, K]; NaN where none was tried.
-        tried: how many lengths were scored, int64 [B]; 0 for `fixed`.
-    """
-
-    tokens: Tensor
-    num_tokens: Int[Tensor, "B"]
-    score: Float[Tensor, "B"]
-    satisfied: Tensor
-    trace: Float[Tensor, "B K"]
-    tried: Int[Tensor, "B"]
-
-    def __len__(self) -> int:
-        return len(self.num_tokens)
-
-    def split(self) -> tuple[Tensor, ...]:
-        """The tokens of each image, as views."""
-        return self.tokens.split(self.num_tokens.tolist())
 
 
 class Step(NamedTuple):
@@ -70,8 +45,9 @@ class Step(NamedTuple):
 class Alit(nn.Module):
     """The adaptive-length image tokenizer.
 
-    Inference methods (`encode`, `encode_all`, `decode`, `attention_maps`) record no gradients, draw no random numbers
-    and give each image the answer it would get alone. `rollout` is the differentiable path that training takes.
+    Inference methods (`encode`, `encode_batches`, `encode_all`, `decode`, `attention_maps`) record no gradients, draw
+    no random numbers and give each image the answer it would get alone. `rollout` is the differentiable path that
+    training takes.
     """
 
     def __init__(self, config: AlitConfig) -> None:
@@ -127,7 +103,6 @@ class Alit(nn.Module):
 
     # ---------------------------------------------------------------- encoding
 
-    @torch.inference_mode()
     def encode(self, images: Images, criterion: Criterion | str | None = None) -> Encoded:
         """Encodes each image with as many tokens as it needs.
 
@@ -140,75 +115,78 @@ class Alit(nn.Module):
         Raises:
             ValueError: images of another shape or type, or a criterion that the model cannot follow.
         """
+        (encoded,) = self.encode_batches([images], criterion)
+        return encoded
+
+    def encode_batches(
+        self, batches: Batches, criterion: Criterion | str | None = None, batch_size: int | None = None
+    ) -> Iterator[Encoded]:
+        """Encodes a stream of batches, in which images of several batches share the iterations that they still need.
+
+        Every iteration runs on exactly `batch_size` images, fewer only at the end of the stream, and the next batch is
+        pulled when no iteration has that many. The same batches give the same bits again; in other batches the tokens
+        are the same within rounding, as with `encode`.
+
+        Args:
+            batches: each [B, 3, H, W] as `encode` takes them, of any sizes, empty ones too; images may wait, so that a
+                batch must not change before it is answered.
+            criterion: `name:threshold` or a parsed one; the config's default when None.
+            batch_size: how many images run together; as many as the first batch that is not empty has when None.
+
+        Returns:
+            One `Encoded` per batch, in order, each as soon as its last image is done and the earlier ones are out. When
+            a batch is pulled, fewer than K * batch_size images wait on the device. An image may wait for the end of the
+            stream where few others need as many tokens, and the results of later batches wait with it, on the CPU.
+
+        Raises:
+            ValueError: a `batch_size` below 1 or a criterion that the model cannot follow, at once; images of another
+                shape or type, when their batch is pulled.
+        """
         if not isinstance(criterion, Criterion):
             criterion = parse(criterion or self.config.criterion)
         criterion.check(self.config)
-        images = self._prepare(images)
-        count, config, device = len(images), self.config, images.device
-        base = self.base.encode(images)
-        x_BSD = self.encoder.begin(images, base.latents_BDhw)
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        arrivals = (State.of(self._prepare(images)) for images in batches)
+        advance = partial(self._advance, criterion)
+        every = pooled(arrivals, advance, Pool(self.config.iterations, batch_size))
+        return (Encoded.of(answers, self.config) for answers in every)
 
-        per_token = () if self.codebook is not None else (config.code_dim,)
-        tokens = torch.zeros(
-            count, config.max_tokens, *per_token, device=device, dtype=None if per_token else torch.long
-        )
-        num_tokens = torch.zeros(count, dtype=torch.long, device=device)
-        satisfied = torch.zeros(count, dtype=torch.bool, device=device)
-        trace = torch.full((count, config.iterations), torch.nan, device=device)
-        rows = torch.arange(count, device=device)  # which of the batch is still active
+    @torch.inference_mode()
+    def _advance(self, criterion: Criterion, state: State, iteration: int) -> State | None:
+        """Runs one iteration; answers the images that are done and returns the others, None where there are none."""
+        length, images, base, x_BSD = self.config.lengths[iteration], state.images, state.base, state.x_BSD
+        if base is None or x_BSD is None:
+            base = self.base.encode(images)
+            x_BSD = self.encoder.begin(images, base.latents_BDhw)
+        else:
+            x_BSD = self.encoder.grow(x_BSD, iteration)
+        x_BSD = self.encoder.iterate(x_BSD)
+        tokens_BN = self.encoder.codes(self.encoder.latents(x_BSD))
+        if self.codebook is not None:
+            tokens_BN = self.codebook.ids(tokens_BN)
+        candidate = self._candidate(images, base, tokens_BN)
+        score_B = criterion.score(candidate)
+        if score_B is None:
+            good_B = torch.full((len(state),), length == criterion.length)
+        else:
+            score_B = score_B.cpu()
+            good_B = criterion.satisfied(score_B)
+            state.record(score_B)
+        done_B = good_B | (length == self.config.max_tokens)
+        state.finish(done_B, tokens_BN, good_B)
+        if done_B.all():
+            return None
+        if self.config.halting != "off":  # of the done ones too: the model only ever sees whole slices
+            assert base.ids_BG is not None
+            x_BSD = self.encoder.mask(x_BSD, self._halted(candidate.predictions, base.ids_BG, iteration))
+        return replace(state, base=base, x_BSD=x_BSD).take((~done_B).nonzero().squeeze(-1))
 
-        for k, length in enumerate(config.lengths):
-            x_BSD = self.encoder.iterate(x_BSD)
-            codes_BNC = self.encoder.codes(self.encoder.latents(x_BSD))
-            ids_BN = None
-            if self.codebook is not None:
-                ids_BN = self.codebook.ids(codes_BNC)
-            candidate = self._candidate(images, base, codes_BNC, ids_BN)
-            score = criterion.score(candidate)
-            if score is None:
-                good = torch.full((len(rows),), length == criterion.length, device=device)
-            else:
-                good = criterion.satisfied(score)
-                trace[rows, k] = score
-            done = good | (length == config.max_tokens)
-            tokens[rows[done], :length] = (codes_BNC if ids_BN is None else ids_BN)[done]
-            num_tokens[rows[done]] = length
-            satisfied[rows[done]] = good[done]
-            if done.all():
-                break
-            halted_BG = None
-            if config.halting != "off":
-                assert base.ids_BG is not None
-                halted_BG = self._halted(candidate.predictions, base.ids_BG, k)
-            if done.any():
-                keep = (~done).nonzero().squeeze(-1)
-                rows, x_BSD, images = rows[keep], x_BSD[keep], images[keep]
-                base = base.take(keep)
-                halted_BG = None if halted_BG is None else halted_BG[keep]
-            x_BSD = self._grow(x_BSD, k + 1, halted_BG)
-
-        used = torch.arange(config.max_tokens, device=device) < num_tokens.unsqueeze(-1)
-        rounds = num_tokens // config.latents_per_iteration
-        return Encoded(
-            tokens=tokens[used].cpu(),
-            num_tokens=num_tokens.cpu(),
-            score=trace.gather(1, rounds.unsqueeze(-1) - 1).squeeze(-1).cpu(),
-            satisfied=satisfied.cpu(),
-            trace=trace.cpu(),
-            tried=(rounds if criterion.measure else torch.zeros_like(rounds)).cpu(),
-        )
-
-    def _candidate(self, images: Tensor, base: BaseTokens, codes_BNC: Tensor, ids_BN: Tensor | None) -> Candidate:
-        def predict() -> Tensor:
-            if ids_BN is None:
-                return self.decoder(codes_BNC)
-            assert self.codebook is not None
-            return self.decoder(self.codebook.lookup(ids_BN))
-
+    def _candidate(self, images: Tensor, base: BaseTokens, tokens_BN: Tensor) -> Candidate:
         return Candidate(
             images,
             base,
-            predict=predict,
+            predict=lambda: self.decoder(self.to_codes(tokens_BN)),
             to_latents=lambda predictions: self.base.predicted(predictions, self.config.mixing),
             to_pixels=self.base.decode,
         )

@@ -22,8 +22,9 @@ from alit.selection import Candidate, Criterion, parse
 from alit.tokenizer import Alit
 from alit.weights import load_weights
 from jobs.inputs import InputError, Plan, make_plan
+from jobs.options import TokenizeOptions
 from jobs.runner import keep_freed_memory, local_cpus
-from jobs.shards import Job, decoded_batches, decoded_plan, encode_pixels, metadata_of
+from jobs.shards import Job, decoded_batches, decoded_plan, metadata_of
 from jobs.storage import place
 from jobs.tokenize import tokenize
 from jobs.train import Options, prepare
@@ -162,7 +163,7 @@ def bare_loop(job: Job, plan: Plan, threads: int) -> float:
     images, start = 0, time.perf_counter()
     for shard in plan.shards:
         for decoded in decoded_batches(job, shard, threads):
-            encode_pixels(model, decoded.pixels, criterion)
+            model.encode(torch.from_numpy(decoded.pixels).permute(0, 3, 1, 2), criterion)
             images += len(decoded.ids)
     return images / (time.perf_counter() - start)
 
@@ -200,13 +201,15 @@ def benchmark_tokenize(
             summary = tokenize(
                 source,
                 str(Path(folder) / str(number)),
-                criterion=job.metadata.criterion,
-                weights=job.weights,
-                batch_size=best,
-                image_column=image_column,
-                rows_per_file=rows_per_file,
-                workers=workers,
-                console=console,
+                TokenizeOptions(
+                    criterion=job.metadata.criterion,
+                    weights=job.weights,
+                    batch_size=best,
+                    image_column=image_column,
+                    rows_per_file=rows_per_file,
+                    workers=workers,
+                ),
+                console,
             )
             ray.append(summary.images_per_second)
             startup.append(summary.startup)
@@ -238,6 +241,7 @@ def benchmark_train(
     init: str | None,
     batch_size: int | None,
     steps: int,
+    threads: int | None,
     rounds: int,
     compile: bool,
     image_column: str,
@@ -248,7 +252,7 @@ def benchmark_train(
     changes: dict[str, Any] = {"steps": steps, "log_every": every, "validate_every": steps, "checkpoint_every": steps}
     changes |= {"compile": compile} | ({"batch_size": batch_size} if batch_size else {})
     recipe = recipe_from(stage, preset, changes)
-    options = Options(preset=preset, init=init, image_column=image_column)
+    options = Options(preset=preset, init=init, image_column=image_column, threads=threads)
     rates: dict[str, list[float]] = {"bare": [], "ray": []}
     waiting: list[float] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
@@ -12,10 +13,9 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-CRITERION_HELP = (
-    "When an image has enough tokens: fixed:N, l1:T, mse:T, psnr:T, ssim:T, code:T, latent:T or "
-    "package.module:function@T. The weights' own default when not given."
-)
+from jobs.options import CRITERION_HELP, TokenizeOptions
+
+TOKENIZE_DEFAULTS = TokenizeOptions()
 
 
 def tokenize(
@@ -23,19 +23,7 @@ def tokenize(
     output: Positional[Annotated[str, arg(metavar="OUTPUT")]],
     /,
     *,
-    criterion: Annotated[str | None, arg(help=CRITERION_HELP)] = None,
-    weights: str | None = None,
-    batch_size: int = 64,
-    rows_per_file: int = 1024,
-    keep: tuple[str, ...] = (),
-    image_column: str = "image",
-    id_column: str | None = None,
-    overwrite: bool = False,
-    workers: int | None = None,
-    decode_workers: int | None = None,
-    gpus_per_worker: float | None = None,
-    max_bytes: int = 64 * 1024**2,
-    max_pixels: int = 89_478_485,
+    options: Annotated[TokenizeOptions, arg(name="")] = TOKENIZE_DEFAULTS,
 ) -> None:
     """Turn images into a Parquet dataset of adaptive-length tokens.
 
@@ -45,45 +33,40 @@ def tokenize(
     Example: alit tokenize photos/ tokens/ --criterion l1:0.1
 
     Args:
-        source: A folder of images or of Parquet files, a glob in quotes, one Parquet file, or an s3:// URI.
+        source: Images: a folder of image files, of Parquet or Arrow tables, or of WebDataset tars; a glob in quotes;
+            one such file; or a list (.txt, .csv, .tsv, .jsonl) of paths and URIs. Local or s3://bucket/folder, which
+            may end with ?endpoint=http://host:9000&region=…&profile=…&anonymous=true.
         output: The dataset's folder, local or s3://.
-        weights: A weights folder; the packaged one when not given.
-        batch_size: Images per forward pass.
-        rows_per_file: Images per output file: the unit of work, and of what is redone after an interruption.
-        keep: Parquet columns to carry through, such as --keep label caption.
-        image_column: The Parquet column with the images' bytes.
-        id_column: The Parquet column with unique ids; file#row when not given.
-        overwrite: Replace a token dataset that is already there.
-        workers: Processes that hold the model; one per CPU, or per GPU where there is one.
-        decode_workers: CPU tasks that decode for the workers; 0 lets each worker decode for itself.
-        gpus_per_worker: GPUs a worker takes; 1 where there is one.
-        max_bytes: Larger files are rejected.
-        max_pixels: Larger images are rejected.
     """
     from rich.console import Console
 
-    from alit.images import Limits
     from jobs import tokenize as job
 
     console = Console(stderr=True)
-    summary = job.tokenize(
-        source,
-        output,
-        criterion=criterion,
-        weights=weights,
-        batch_size=batch_size,
-        rows_per_file=rows_per_file,
-        keep=keep,
-        image_column=image_column,
-        id_column=id_column,
-        overwrite=overwrite,
-        workers=workers,
-        decode_workers=decode_workers,
-        gpus_per_worker=gpus_per_worker,
-        limits=Limits(max_bytes=max_bytes, max_pixels=max_pixels),
-        console=console,
-    )
-    job.describe(summary, console)
+    if options.dry_run:
+        job.preview(source, output, options, console)
+    else:
+        job.describe(job.tokenize(source, output, options, console), console)
+
+
+def verify(
+    dataset: Positional[Annotated[str, arg(metavar="DATASET")]],
+    /,
+) -> None:
+    """Check a token dataset: every planned image exactly once, whole files, checksums, lengths, ids, metadata.
+
+    Prints what is wrong, file by file, and ends with exit code 1 where anything is.
+
+    Example: alit verify tokens/
+
+    Args:
+        dataset: The dataset's folder, local or s3://.
+    """
+    from rich.console import Console
+
+    from jobs import verify as job
+
+    sys.exit(0 if job.verify(dataset, Console(stderr=True)) else 1)
 
 
 def show(
@@ -280,6 +263,7 @@ def benchmark(
     stage: Literal["base", "distill", "finetune"] = "base",
     preset: str = "nano",
     steps: int = 120,
+    threads: int | None = None,
     compile: bool = False,
 ) -> None:
     """Measure ratios within one run: adaptive against fixed encoding, or a Ray job against a bare loop.
@@ -297,6 +281,7 @@ def benchmark(
         stage: What train trains.
         preset: Its model, where there are no weights to start from, and its recipe.
         steps: Its steps per round.
+        threads: Its CPU threads, all of the machine's when not given: then Ray's own processes take theirs from them.
         compile: Whether it compiles the network's blocks.
     """
     from rich.console import Console
@@ -323,6 +308,7 @@ def benchmark(
             init=weights or (None if stage == "base" else str(default_weights())),
             batch_size=batch_size,
             steps=steps,
+            threads=threads,
             rounds=rounds,
             compile=compile,
             image_column=image_column,
@@ -343,6 +329,7 @@ def benchmark(
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "tokenize": tokenize,
+    "verify": verify,
     "show": show,
     "convert": convert,
     "train": train,
@@ -370,6 +357,10 @@ def main(arguments: list[str] | None = None) -> None:
     except AlitError as error:
         print(f"alit: {error}", file=sys.stderr)
         sys.exit(2)
+    except SystemExit as error:
+        if error.code == 128 + signal.SIGTERM:
+            print("alit: stopped; the same command goes on", file=sys.stderr)
+        raise
     except KeyboardInterrupt:
         print("alit: interrupted; tokenize and train go on when the same command is given again", file=sys.stderr)
         sys.exit(130)

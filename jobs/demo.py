@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from alit.errors import AlitError
+from jobs.options import TokenizeOptions
 from jobs.show import show
 from jobs.storage import place
 from jobs.tokenize import describe, tokenize
@@ -46,7 +47,7 @@ def demo(folder: Path, console: Console) -> Path:
     for name in PHOTOGRAPHS:
         if (data / name).is_file():
             place(str(photographs / name)).write((data / name).read_bytes())
-    summary = tokenize(str(photographs), str(tokens), overwrite=True, console=console)
+    summary = tokenize(str(photographs), str(tokens), TokenizeOptions(overwrite=True), console)
     describe(summary, console)
     show(str(tokens), str(photographs), page, images_per_second=summary.images_per_second)
     console.print(f"page: {page}")

@@ -17,18 +17,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from rich import progress as bars
 from rich.console import Console
 
 from alit.errors import AlitError
 from alit.images import DEFAULT_LIMITS
-from jobs.inputs import Plan, Row, Source, make_plan, read_rows
+from jobs.inputs import Plan, Row, Source, make_plan
 from jobs.plot import draw
+from jobs.progress import job_bar
+from jobs.reading import read_rows
 from jobs.report import Evaluation, report, require_thresholds
-from jobs.runner import keep_freed_memory, local_cpus, ray_session
+from jobs.runner import keep_freed_memory, local_cpus, ray_session, unwrapped
 from jobs.samples import Collected, Measured, Part, Reject, RulerFiles, Rulers, measure
 from jobs.shards import DECODE_THREADS, Decoded, decode_rows
-from jobs.storage import Place, place
+from jobs.storage import place
 from jobs.tables import markdown
 
 LARGEST_BATCH = 64
@@ -95,7 +96,7 @@ def every_row(plan: Plan) -> list[Row]:
     """All images of a plan."""
     rows = []
     for shard in plan.shards:
-        if plan.source.parquet:
+        if plan.source.sliced:
             rows += [Row(shard.paths[0], number) for number in range(shard.start, shard.start + shard.rows)]
         else:
             rows += [Row(path, 0) for path in shard.paths]
@@ -134,7 +135,7 @@ def measure_unit(job: Job, rulers: Rulers, unit: Unit) -> Iterator[Part]:
 
 def _decoded(job: Job, unit: Unit, size: int) -> Iterator[Decoded]:
     # of Parquet a unit is read at once, since every reading costs whole row groups
-    together = len(unit.rows) if job.source.parquet else job.batch_size
+    together = len(unit.rows) if job.source.sliced else job.batch_size
     with ThreadPoolExecutor(DECODE_THREADS) as pool, ThreadPoolExecutor(1) as ahead:
 
         def decode() -> Iterator[Decoded]:
@@ -218,10 +219,8 @@ def _through_ray(job: Job, rows: Sequence[Row], workers: int | None) -> Iterator
             num_cpus=0.5 if gpus else 1,
             num_gpus=1 if gpus else None,
         )
-        try:
+        with unwrapped():
             yield from map(_part, dataset.iter_rows())
-        except AlitError as error:  # a worker's: Ray's own exception has its class, and a page of traceback as text
-            raise AlitError(str(getattr(error, "cause", error)).splitlines()[0]) from None  # Ray adds lines
 
 
 # -------------------------------------------------------------------- the command
@@ -276,22 +275,14 @@ def run(
             (".png", draw(result, "png")),
             (".svg", draw(result, "svg")),
         ):
-            Place(target.filesystem, target.path + ending).write(data)
+            target.with_suffix(ending).write(data)
     return result
 
 
 def _follow(parts: Iterable[Part], images: int, console: Console) -> Collected:
     """Gathers all parts, showing how far it is."""
     collected, started, before = Collected(), 0.0, 0
-    columns = (
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TextColumn("{task.fields[rate]}"),
-        bars.TimeElapsedColumn(),
-        bars.TimeRemainingColumn(),
-    )
-    with bars.Progress(*columns, console=console) as bar:
+    with job_bar(console) as bar:
         task = bar.add_task("starting", total=images, rate="")
         for part in parts:
             collected.add(part)

@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 
 from alit.data import Order, Part, crop_randomness, random_crop
-from alit.errors import AlitError, TrainingError
+from alit.errors import TrainingError
 from alit.images import DEFAULT_LIMITS, ImageError, Limits
 from alit.training import Batch
-from jobs.inputs import Plan, Row, Rows, Source, make_plan, read_rows
-from jobs.runner import quiet_ray_data
+from jobs.inputs import Plan, Row, Rows, Source, make_plan
+from jobs.reading import read_rows
+from jobs.runner import quiet_ray_data, unwrapped
 from jobs.shards import decoded_plan
 
 T = TypeVar("T")
@@ -79,7 +80,7 @@ class Feed:
     def order(self) -> Order:
         """Image files are shuffled one by one; Parquet, whose neighbours are read together, by slices and in chunks."""
         shards = self.plan.shards
-        slices = [shard.rows for shard in shards] if self.plan.source.parquet else np.ones(self.plan.images, int)
+        slices = [shard.rows for shard in shards] if self.plan.source.sliced else np.ones(self.plan.images, int)
         return Order(np.array(slices), self.batch_size, self.seed)
 
     def rows(self, images: np.ndarray) -> list[Row]:
@@ -89,8 +90,8 @@ class Feed:
         for image, number in zip(images.tolist(), np.searchsorted(ends, images, side="right").tolist(), strict=True):
             shard = shards[number]
             offset = image - int(ends[number]) + shard.rows
-            parquet = self.plan.source.parquet
-            found.append(Row(shard.paths[0], shard.start + offset) if parquet else Row(shard.paths[offset], 0))
+            sliced = self.plan.source.sliced
+            found.append(Row(shard.paths[0], shard.start + offset) if sliced else Row(shard.paths[offset], 0))
         return found
 
 
@@ -151,7 +152,7 @@ class Cropper:
 
     def read(self, first_step: int, images: list[Row]) -> Iterator[tuple[int, Rows]]:
         """The bytes of successive steps, each with its number; of Parquet they are read all at once."""
-        at_once = len(images) if self.source.parquet else self.batch_size
+        at_once = len(images) if self.source.sliced else self.batch_size
         with ThreadPoolExecutor(READERS) as pool:
             for start in range(0, len(images), at_once):
                 rows = read_rows(self.source, images[start : start + at_once], self.limits.max_bytes, pool)
@@ -350,13 +351,18 @@ def _task_table(feed: Feed, order: Order, task: list[Part]) -> pa.Table:
     return pa.Table.from_pylist(rows, PART_SCHEMA)
 
 
+def _unwrapped_rows(batches: Any) -> Iterator[pa.Table]:
+    with unwrapped(TrainingError):
+        yield from _ahead(iter(batches), 1, PATIENCE)
+
+
 def read_share(rows: Any, feed: Feed, tasks: list[list[Part]], *, worker: int, workers: int) -> Iterator[Batch]:
     """The batches of one of `ray_shares`."""
     shape = (-1, len(_share(feed.batch_size, worker, workers)), feed.size, feed.size, 3)
     step, last_step = tasks[0][0].first, tasks[-1][-1].last
     batches = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
     try:
-        for row in _ahead(iter(batches), 1, PATIENCE):
+        for row in _unwrapped_rows(batches):
             found = row["step"][0].as_py(), row["worker"][0].as_py(), len(row)
             if found != (step, worker, 1):
                 raise TrainingError(f"Ray Data gave worker {worker} {found} as (step, worker, rows) at step {step}")
@@ -365,8 +371,6 @@ def read_share(rows: Any, feed: Feed, tasks: list[list[Part]], *, worker: int, w
                 told = [(r["id"], r["reason"], r["message"]) for r in rejects]
                 yield Batch(_images(images.copy()), ids, told)  # a copy, as the shared memory is read-only
                 step += 1
-    except AlitError as error:  # a task's: Ray's own exception has its class, and a page of traceback as text
-        raise TrainingError(str(getattr(error, "cause", error)).splitlines()[0]) from None
     except TimeoutError:
         raise TrainingError(
             f"no images for step {step} after {PATIENCE} s; Ray needs free CPUs to decode them, see `ray status`"

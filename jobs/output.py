@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from alit.errors import AlitError
 from alit.tokens import DATA, MANIFEST, REJECTS, Metadata
-from jobs.inputs import Plan, Shard
-from jobs.shards import Job, Progress, file_name
+from jobs.inputs import Source
+from jobs.plan import PLAN, StoredPlan
+from jobs.shards import Counts, written_counts
 from jobs.storage import Place
 
 JOB = "_job.json"
+READERS = 32
+"""Footers of finished files that are read side by side."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -34,121 +37,133 @@ class Totals:
     satisfied: int = 0
     lengths: list[int] = field(default_factory=list)
 
-    def add(self, progress: Progress) -> None:
-        self.images += progress.images
-        self.rejects += progress.rejects
-        self.satisfied += progress.satisfied
-        previous = self.lengths or [0] * len(progress.lengths)
-        self.lengths = [a + b for a, b in zip(previous, progress.lengths, strict=True)]
+    def add(self, counts: Counts) -> None:
+        self.images += counts.images
+        self.rejects += counts.rejects
+        self.satisfied += counts.satisfied
+        previous = self.lengths or [0] * len(counts.lengths)
+        self.lengths = [a + b for a, b in zip(previous, counts.lengths, strict=True)]
 
     def tokens(self, metadata: Metadata) -> int:
         return sum(count * metadata.latents_per_iteration * (k + 1) for k, count in enumerate(self.lengths))
 
 
-def job_record(job: Job, plan: Plan, rows_per_file: int) -> dict[str, Any]:
-    """What makes two runs the same job."""
-    return asdict(job.metadata) | {
-        "input": plan.fingerprint(),
-        "rows_per_file": rows_per_file,
-        "batch_size": job.batch_size,
-        "max_bytes": job.limits.max_bytes,
-        "max_pixels": job.limits.max_pixels,
-    }
-
-
-def prepare_output(job: Job, plan: Plan, rows_per_file: int, *, overwrite: bool) -> list[Shard]:
-    """Makes the output folder ready and returns the shards that are still to be done.
+def read_record(output: Place, *, overwrite: bool) -> dict[str, Any] | None:
+    """What an interrupted job wrote about itself; None where there is nothing to go on with, or it is to be replaced.
 
     Raises:
-        AlitError: the folder holds something else, a finished dataset, or the beginnings of another job.
+        AlitError: the folder holds something else, or a finished dataset.
     """
-    output, record = job.output, job_record(job, plan, rows_per_file)
     names = set(output.names())
-    if names and overwrite:
-        if JOB not in names:
+    if overwrite:
+        if names and not names & {JOB, PLAN}:
             raise AlitError(f"{output.path!r} is no token dataset; --overwrite removes nothing but token datasets")
-        output.remove_folder()
-        names = set()
+        return None
     if MANIFEST in names:
         raise AlitError(
             f"{output.path!r} holds a finished dataset; name another folder, or replace it with --overwrite"
         )
-    if names and JOB not in names:
-        raise AlitError(f"{output.path!r} exists and is not empty; name another folder")
-    if names:
-        try:
-            previous = json.loads((output / JOB).read())
-        except ValueError as error:
-            raise AlitError(f"{output.path}/{JOB} is damaged ({error}); use --overwrite to begin anew") from error
-        different = [key for key in record if previous.get(key) != record[key]]
-        if different:
-            raise AlitError(
-                f"{output.path!r} was begun with other settings ({', '.join(different)}); use the same ones to go on, "
-                f"or --overwrite"
-            )
-    else:
-        (output / JOB).write(json.dumps(record, indent=1).encode())
-    finished = set((output / DATA).names()) & set((output / REJECTS).names())
-    return [shard for shard in plan.shards if file_name(shard.number) not in finished]
+    if JOB not in names:
+        if names - {PLAN}:
+            raise AlitError(f"{output.path!r} exists and is not empty; name another folder")
+        if names:  # a plan that was not finished
+            (output / PLAN).remove_folder()
+        return None
+    try:
+        return json.loads((output / JOB).read())
+    except ValueError as error:
+        raise AlitError(f"{output.path}/{JOB} is damaged ({error}); use --overwrite to begin anew") from error
 
 
-def require_apart(given: Place, job: Job) -> None:
+def require_same(output: Place, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuses to go on with other settings than a job was begun with.
+
+    Raises:
+        AlitError: says which differ, and how.
+    """
+    different = [f"{key}: {before.get(key)!r}, now {now[key]!r}" for key in now if before.get(key) != now[key]]
+    if different:
+        raise AlitError(
+            f"{output.path!r} was begun with other settings ({'; '.join(different)}); use the same ones to go on, "
+            f"or --overwrite"
+        )
+
+
+def require_apart(given: Place, source: Source, output: Place) -> None:
     """Refuses an output that --overwrite would remove the input with, or that would become input itself.
 
     Args:
         given: the input as it was named.
-        job: what is to be done.
+        source: what was found there.
 
     Raises:
         AlitError: one lies in the other.
     """
-    root, output = job.source.root, job.output
-    if root.filesystem != output.filesystem:
+    root = source.root
+    if root.fs != output.fs:
         return
-    source, target = (os.path.realpath(place.path) if place.local else place.path for place in (root, output))
-    if f"{source}/".startswith(f"{target}/"):
+    above, target = (os.path.realpath(place.path) if place.local else place.path for place in (root, output))
+    if f"{above}/".startswith(f"{target}/"):
         raise AlitError(f"the input lies in the output folder {output.path!r}; name an output folder outside of it")
-    if job.source.parquet and given == root and f"{target}/".startswith(f"{source}/"):
+    if source.kind == "table" and given.path == root.path and f"{target}/".startswith(f"{above}/"):
         raise AlitError(
-            f"the output folder {output.path!r} lies in the input folder, whose Parquet files are all input; "
+            f"the output folder {output.path!r} lies in the input folder, whose tables are all input; "
             f"name one outside of it"
         )
 
 
-def read_totals(job: Job, numbers: Sequence[int]) -> Totals:
-    """The counts of shards that are already written, from their files."""
-    totals, metadata = Totals(), job.metadata
-    for number in numbers:
-        table = pq.read_table(_source(job, DATA, number), columns=["num_tokens", "satisfied"])
-        rejects = pq.read_metadata(_source(job, REJECTS, number)).num_rows
-        rounds = table.column("num_tokens").to_numpy() // metadata.latents_per_iteration
-        lengths = np.bincount(rounds - 1, minlength=metadata.iterations).tolist()
-        satisfied = int(np.sum(table.column("satisfied").to_numpy()))
-        totals.add(Progress(number, len(table), rejects, lengths, satisfied, 0.0, True))
+def unwritten(output: Place, shards: int) -> np.ndarray:
+    """The numbers of the shards whose two files are not both there."""
+    todo = np.ones(shards, bool)
+    finished = set((output / DATA).names()) & set((output / REJECTS).names())
+    numbers = [int(name.partition(".")[0]) for name in finished if name.partition(".")[0].isdigit()]
+    todo[[number for number in numbers if number < shards]] = False
+    return np.flatnonzero(todo)
+
+
+def read_totals(output: Place, numbers: Iterable[int], tell: Callable[[int], None] | None = None) -> Totals:
+    """The counts of shards that are already written, from their files' footers.
+
+    Raises:
+        AlitError: a file is damaged.
+    """
+    totals = Totals()
+
+    def counts(number: int) -> Counts | None:
+        try:
+            return written_counts(output, number)
+        except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+            raise AlitError(
+                f"shard {number} of {output.path!r} is damaged ({error}); remove its files from {DATA} and {REJECTS}, "
+                f"and give the same command again"
+            ) from error
+
+    with ThreadPoolExecutor(READERS) as pool:
+        for done, found in enumerate(pool.map(counts, numbers), 1):
+            assert found is not None
+            totals.add(found)
+            if tell is not None:
+                tell(done)
     return totals
 
 
-def _source(job: Job, folder: str, number: int) -> pa.BufferReader:
-    return pa.BufferReader((job.output / folder / file_name(number)).read())
-
-
-def finish(job: Job, plan: Plan, totals: Totals) -> None:
+def finish(output: Place, metadata: Metadata, plan: StoredPlan, totals: Totals) -> None:
     """Writes the dataset's card and, last, the manifest that says it is complete."""
-    metadata = asdict(job.metadata)
+    told = asdict(metadata)
     manifest = {
-        "format": metadata["format"],
-        "metadata": metadata,
+        "format": told["format"],
+        "metadata": told,
         "images": totals.images,
         "rejects": totals.rejects,
         "satisfied": totals.satisfied,
-        "tokens": totals.tokens(job.metadata),
-        "lengths": {str((k + 1) * job.metadata.latents_per_iteration): count for k, count in enumerate(totals.lengths)},
-        "files": len(plan.shards),
+        "tokens": totals.tokens(metadata),
+        "lengths": {str((k + 1) * metadata.latents_per_iteration): count for k, count in enumerate(totals.lengths)},
+        "files": plan.shards,
     }
-    for folder in (DATA, REJECTS):
-        (job.output / folder).remove_unfinished()
-    (job.output / "README.md").write(dataset_card(job.metadata, totals).encode())
-    (job.output / MANIFEST).write(json.dumps(manifest, indent=1).encode())
+    for folder in (DATA, REJECTS, PLAN):
+        (output / folder).remove_unfinished()
+    (output / "README.md").write(dataset_card(metadata, totals).encode())
+    (output / MANIFEST).write(json.dumps(manifest, indent=1).encode())
 
 
 def dataset_card(metadata: Metadata, totals: Totals) -> str:

@@ -1,7 +1,9 @@
-"""What a person sees of a training run: a bar where the terminal has one, lines where it does not."""
+"""What a person sees of what takes time: a bar where the terminal has one, lines where it does not."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -9,6 +11,26 @@ from rich import progress as bars
 from rich.console import Console
 
 SHOWN = ("loss", "images_per_second", "waiting", "mfu")
+
+
+def job_bar(console: Console) -> bars.Progress:
+    """The bar of a job over images; its tasks have a field `rate`, a text."""
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("{task.fields[rate]}"),
+        bars.TimeElapsedColumn(),
+        bars.TimeRemainingColumn(),
+    )
+    return bars.Progress(*columns, console=console)
+
+
+@contextmanager
+def counting(console: Console, activity: str, unit: str) -> Iterator[Callable[[int], None]]:
+    """Shows a number that grows; gives the function that tells it."""
+    with console.status(f"{activity} …") as status:
+        yield lambda count: status.update(f"{activity}: {count:,} {unit}")
 
 
 class TrainingProgress:

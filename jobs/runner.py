@@ -5,10 +5,14 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from alit.errors import AlitError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 
@@ -40,6 +44,41 @@ def quiet_ray_data() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if handler.name == "console":
             handler.setLevel(logging.CRITICAL)
+
+
+class Stopped(SystemExit):
+    """SIGTERM came: the machine wants to be free."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[None]:
+    """Raises `Stopped` when this process is asked to end, so that what is open is closed and Ray is shut down."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        raise Stopped
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def unwrapped(kind: type[AlitError] = AlitError) -> Iterator[None]:
+    """Raises a worker's `AlitError` as it was there; Ray's own exception has its class and a page of traceback."""
+    try:
+        yield
+    except AlitError as error:
+        cause = getattr(error, "cause", error)
+        raise (kind if cause is not error else type(error))(str(cause).splitlines()[0]) from None  # Ray adds lines
 
 
 @contextmanager

@@ -1,17 +1,18 @@
-"""One shard of the main job: bytes to pixels to tokens to its two files; pure functions, and the Ray stages over them.
+"""One shard of the main job: bytes to pixels to tokens to its two files, without Ray.
 
-A batch never crosses a shard, so that a shard's files depend on the shard alone.
+Neither a batch nor a pool of survivors crosses a shard, so that a shard's files depend on the shard alone.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,16 +22,20 @@ import torch
 import alit
 from alit.config import AlitConfig
 from alit.errors import AlitError
-from alit.images import JPEG_DECODING, ImageError, Limits, decode_image
-from alit.selection import Criterion, parse
+from alit.images import ImageError, JpegMode, Limits, decode_image, jpeg_decoding
+from alit.selection import parse
 from alit.tokenizer import Alit, Encoded
 from alit.tokens import DATA, REJECTS, Metadata, pack, reject_schema, token_schema
-from alit.weights import PREPROCESSING, Weights, load_weights
-from jobs.inputs import Plan, Rows, Shard, Source, read_batches
-from jobs.runner import keep_freed_memory
-from jobs.storage import Place
+from alit.weights import PREPROCESSING, Weights
+from jobs.inputs import Plan, Rows, Shard, Source
+from jobs.reading import read_batches
+from jobs.storage import Place, as_os_error
+
+Precision = Literal["float32", "bfloat16"]
 
 DECODE_THREADS = 2
+TELL_EVERY = 2.0
+"""Seconds between two of a worker's messages about one shard: each costs Ray Data some 20 ms."""
 AHEAD = 3
 """Batches that are read and decoded before they are asked for."""
 
@@ -46,6 +51,7 @@ class Job:
         weights: the weights folder.
         batch_size: images per forward pass; batches never cross a shard.
         limits: what one image may cost.
+        jpeg: how JPEGs are decoded; the metadata names it too.
         threads: torch threads per worker; the same in every run, since sums may round differently with others.
     """
 
@@ -55,6 +61,7 @@ class Job:
     weights: str
     batch_size: int = 64
     limits: Limits = field(default_factory=Limits)
+    jpeg: JpegMode = "full"
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -80,7 +87,9 @@ class Decoded(NamedTuple):
 # -------------------------------------------------------------------- pure stages
 
 
-def metadata_of(weights: Weights, criterion: str) -> Metadata:
+def metadata_of(
+    weights: Weights, criterion: str, *, precision: Precision = "float32", jpeg: JpegMode = "full"
+) -> Metadata:
     """What determines the tokens that these weights give under a criterion.
 
     Raises:
@@ -101,8 +110,8 @@ def metadata_of(weights: Weights, criterion: str) -> Metadata:
         codebook_size=config.codebook_size,
         latents_per_iteration=config.latents_per_iteration,
         iterations=config.iterations,
-        preprocessing=PREPROCESSING | {"jpeg": JPEG_DECODING},
-        precision="float32",
+        preprocessing=PREPROCESSING | {"jpeg": jpeg_decoding(jpeg)},
+        precision=precision,
         halting=_halting(config),
         software=f"alit {alit.__version__}",
     )
@@ -112,14 +121,16 @@ def _halting(config: AlitConfig) -> str:
     return config.halting if config.halting == "off" else f"{config.halting} at {config.halting_threshold}"
 
 
-def decode_rows(rows: Rows, size: int, limits: Limits, run: Callable[..., Any] = map) -> Decoded:
+def decode_rows(
+    rows: Rows, size: int, limits: Limits, run: Callable[..., Any] = map, jpeg: JpegMode = "full"
+) -> Decoded:
     """Bytes to pixels, one image's failure being its own; `run` maps (a thread pool's, for speed)."""
 
     def decode(data: bytes | None, error: str | None) -> Any:
         if data is None:
             return "unreadable", error or "there are no bytes"
         try:
-            return decode_image(data, size, limits)
+            return decode_image(data, size, limits, jpeg)
         except ImageError as problem:
             return problem.reason, str(problem)
 
@@ -132,10 +143,28 @@ def decode_rows(rows: Rows, size: int, limits: Limits, run: Callable[..., Any] =
     return Decoded(rows.ids, good, pixels, sizes, rejects, rows.kept)
 
 
-def encode_pixels(model: Alit, pixels: np.ndarray, criterion: Criterion) -> Encoded:
-    """Pixels [B, S, S, 3] to tokens; only bytes cross to the model's device."""
-    images = torch.from_numpy(pixels).to(model.encoder.positions.device, non_blocking=True)
-    return model.encode(images.permute(0, 3, 1, 2), criterion)
+def encoded_batches(
+    model: Alit, batches: Iterator[Decoded], metadata: Metadata, batch_size: int
+) -> Iterator[tuple[Decoded, Encoded]]:
+    """Batches of pixels with their tokens; what still needs more of several batches is encoded together.
+
+    Only bytes cross to the model's device, while it still works on the last batch.
+    """
+    device = model.encoder.positions.device
+    waiting: deque[Decoded] = deque()
+
+    def images() -> Iterator[torch.Tensor]:
+        for decoded in batches:
+            waiting.append(decoded)
+            pixels = decoded.pixels if decoded.pixels.flags.writeable else decoded.pixels.copy()
+            tensor = torch.from_numpy(pixels)
+            if device.type == "cuda":
+                tensor = tensor.pin_memory().to(device, non_blocking=True)
+            yield tensor.permute(0, 3, 1, 2)
+
+    with torch.autocast(device.type, torch.bfloat16, enabled=metadata.precision == "bfloat16"):
+        for encoded in model.encode_batches(images(), parse(metadata.criterion), batch_size):
+            yield waiting.popleft(), encoded
 
 
 class ShardFiles:
@@ -148,9 +177,9 @@ class ShardFiles:
         self.tokens: list[pa.RecordBatch] = []
         self.rejects: list[pa.RecordBatch] = []
 
-    def add(self, decoded: Decoded, encoded: Encoded | None) -> None:
+    def add(self, decoded: Decoded, encoded: Encoded) -> None:
         mask = pa.array(decoded.good)
-        if encoded is not None:
+        if len(encoded):
             ids = [name for name, good in zip(decoded.ids, decoded.good, strict=True) if good]
             kept = [column.filter(mask) for column in decoded.kept]
             self.tokens.append(pack(encoded, ids, decoded.sizes, self.tokens_schema, kept))
@@ -161,15 +190,15 @@ class ShardFiles:
             columns = [pa.array(ids, pa.string()), reasons, messages, *kept]
             self.rejects.append(pa.RecordBatch.from_arrays(columns, schema=self.rejects_schema))
 
-    def write(self, number: int) -> None:
-        name = file_name(number)
+    def write(self, counts: Counts) -> None:
         for folder, batches, schema in (
             (REJECTS, self.rejects, self.rejects_schema),
-            (DATA, self.tokens, self.tokens_schema),
+            (DATA, self.tokens, self.tokens_schema.with_metadata(self.tokens_schema.metadata | counts.to_metadata())),
         ):
             buffer = io.BytesIO()
-            pq.write_table(pa.Table.from_batches(batches, schema), buffer, compression="zstd")
-            (self.job.output / folder / name).write(buffer.getvalue())
+            table = pa.Table.from_batches([batch.replace_schema_metadata(schema.metadata) for batch in batches], schema)
+            pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+            (self.job.output / folder / file_name(counts.shard)).write(buffer.getvalue())
 
 
 def file_name(number: int) -> str:
@@ -177,8 +206,8 @@ def file_name(number: int) -> str:
     return f"{number:08d}.parquet"
 
 
-class Progress(NamedTuple):
-    """What a worker tells the driver after each batch, and once more when a shard's files are written."""
+class Counts(NamedTuple):
+    """What a worker tells the driver: of a shard under way now and then, and once more when its files are written."""
 
     shard: int
     images: int
@@ -187,39 +216,73 @@ class Progress(NamedTuple):
     """How many images got each length."""
     satisfied: int
     seconds: float
-    """Since the shard was started."""
+    """Since the shard was started; 0 where another attempt had written it."""
     done: bool
+    trouble: str = ""
+    """The first reject, for a person."""
+
+    def to_metadata(self) -> dict[bytes, bytes]:
+        """For the token file, so that whoever goes on need not read its rows."""
+        told = self._asdict()
+        return {SHARD_KEY: json.dumps({name: told[name] for name in _KEPT_COUNTS}, sort_keys=True).encode()}
 
 
-def tokenize_shard(job: Job, model: Alit, shard: Shard, batches: Iterator[Decoded]) -> Iterator[Progress]:
+_KEPT_COUNTS = ("shard", "images", "rejects", "lengths", "satisfied")
+SHARD_KEY = b"alit_shard"
+
+
+def written_counts(output: Place, number: int) -> Counts | None:
+    """The counts of a shard that is written; None where it is not.
+
+    Raises:
+        OSError, pyarrow.ArrowException: the file is damaged or out of reach.
+        KeyError, ValueError: it is none of ours.
+    """
+    where = output / DATA / file_name(number)
+    try:
+        with as_os_error():
+            source = pa.OSFile(where.path) if where.local else pa.BufferReader(where.read())
+            metadata = pq.ParquetFile(source).metadata.metadata or {}
+    except FileNotFoundError:
+        return None
+    return Counts(**json.loads(metadata[SHARD_KEY]), seconds=0.0, done=True)
+
+
+def tokenize_shard(job: Job, model: Alit, shard: Shard, batches: Iterator[Decoded]) -> Iterator[Counts]:
     """Encodes and writes one shard, telling how far it is."""
-    started = time.monotonic()
-    criterion = parse(job.metadata.criterion)
+    started = told = time.monotonic()
     files, config = ShardFiles(job), model.config
-    images, rejects, satisfied = 0, 0, 0
+    images, rejects, satisfied, trouble = 0, 0, 0, ""
     lengths = np.zeros(config.iterations, np.int64)
-    for decoded in batches:
-        encoded = encode_pixels(model, decoded.pixels, criterion) if len(decoded.pixels) else None
+    for decoded, encoded in encoded_batches(model, batches, job.metadata, job.batch_size):
         files.add(decoded, encoded)
-        images, rejects = images + len(decoded.pixels), rejects + len(decoded.rejects)
-        if encoded is not None:
-            rounds = encoded.num_tokens.numpy() // config.latents_per_iteration
-            lengths += np.bincount(rounds - 1, minlength=config.iterations)
-            satisfied += int(encoded.satisfied.sum())
-        yield Progress(shard.number, images, rejects, lengths.tolist(), satisfied, time.monotonic() - started, False)
-    files.write(shard.number)
-    yield Progress(shard.number, images, rejects, lengths.tolist(), satisfied, time.monotonic() - started, True)
+        images, rejects = images + len(encoded), rejects + len(decoded.rejects)
+        rounds = encoded.num_tokens.numpy() // config.latents_per_iteration
+        lengths += np.bincount(rounds - 1, minlength=config.iterations)
+        satisfied += int(encoded.satisfied.sum())
+        if decoded.rejects and not trouble:
+            trouble = f"{decoded.ids[int(np.argmin(decoded.good))]!r}: {decoded.rejects[0][1]}"
+        if time.monotonic() - told > TELL_EVERY:
+            told = time.monotonic()
+            yield Counts(shard.number, images, rejects, lengths.tolist(), satisfied, told - started, False, trouble)
+    counts = Counts(shard.number, images, rejects, lengths.tolist(), satisfied, 0.0, True, trouble)
+    files.write(counts)
+    yield counts._replace(seconds=time.monotonic() - started)
+
+
+def decode_job(job: Job, rows: Rows, run: Callable[..., Any] = map) -> Decoded:
+    """Bytes to pixels as the job asks."""
+    return decode_rows(rows, job.metadata.image_size, job.limits, run, job.jpeg)
 
 
 def decoded_batches(job: Job, shard: Shard, threads: int = DECODE_THREADS) -> Iterator[Decoded]:
     """A shard's images, read and decoded ahead of their use in threads."""
-    size = job.metadata.image_size
     with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as ahead:
         parts = read_batches(job.source, shard, job.batch_size, job.limits.max_bytes, pool)
 
         def following() -> Decoded | None:
             rows = next(parts, None)
-            return None if rows is None else decode_rows(rows, size, job.limits, pool.map)
+            return None if rows is None else decode_job(job, rows, pool.map)
 
         waiting = deque(ahead.submit(following) for _ in range(AHEAD))
         while (decoded := waiting.popleft().result()) is not None:
@@ -234,108 +297,3 @@ def decoded_plan(plan: Plan, size: int, batch_size: int) -> Iterator[Decoded]:
         for shard in plan.shards:
             for rows in read_batches(plan.source, shard, batch_size, limits.max_bytes, pool):
                 yield decode_rows(rows, size, limits, pool.map)
-
-
-# -------------------------------------------------------------------- Ray stages
-
-
-def _progress_table(progress: Progress) -> pa.Table:
-    return pa.table({name: [value] for name, value in zip(Progress._fields, progress, strict=True)})
-
-
-class Tokenizer:
-    """The actor: loads the model once, then turns one shard after the other into files."""
-
-    def __init__(self, job: Job) -> None:
-        torch.set_num_threads(job.threads)
-        keep_freed_memory()
-        self.job = job
-        self.model = load_weights(job.weights).model
-        if torch.cuda.is_available():
-            self.model = self.model.cuda()
-
-    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        for index, shard in enumerate(_shards(rows)):
-            if "decoded" in rows.column_names:
-                batches = _unpack(rows.column("decoded")[index].as_buffer())
-            else:
-                batches = decoded_batches(self.job, shard)
-            for progress in tokenize_shard(self.job, self.model, shard, batches):
-                yield _progress_table(progress)
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeStage:
-    """The CPU stage before GPU actors: a shard's row gets its decoded images."""
-
-    job: Job
-
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        cells = [_pack(decoded_batches(self.job, shard)) for shard in _shards(rows)]
-        return rows.append_column("decoded", pa.array(cells, pa.large_binary()))
-
-
-SHARD_SCHEMA = pa.schema(
-    {
-        "number": pa.int64(),
-        "ids": pa.list_(pa.string()),
-        "paths": pa.list_(pa.binary()),
-        "start": pa.int64(),
-        "rows": pa.int64(),
-    }
-)
-
-
-def _shards(rows: pa.Table) -> list[Shard]:
-    parts = rows.select(SHARD_SCHEMA.names).to_pylist()
-    return [Shard(**part | {"ids": tuple(part["ids"]), "paths": tuple(part["paths"])}) for part in parts]
-
-
-def _pack(batches: Iterator[Decoded]) -> bytes:
-    """Decoded batches as one Arrow IPC stream: one cell of one row, which Ray Data never splits."""
-    sink = io.BytesIO()
-    writer = None
-    for decoded in batches:
-        side = decoded.pixels.shape[1]
-        pixels, sizes = (
-            np.zeros((len(decoded.ids), side * side * 3), np.uint8),
-            np.zeros((len(decoded.ids), 2), np.uint32),
-        )
-        pixels[decoded.good] = decoded.pixels.reshape(len(decoded.pixels), side * side * 3)
-        sizes[decoded.good] = decoded.sizes
-        reasons, messages = np.full((2, len(decoded.ids)), None, object)
-        for row, (reason, message) in zip(np.flatnonzero(~decoded.good), decoded.rejects, strict=True):
-            reasons[row], messages[row] = reason, message
-        columns = {
-            "id": pa.array(decoded.ids, pa.string()),
-            "good": pa.array(decoded.good),
-            "pixels": pa.FixedSizeBinaryArray.from_buffers(
-                pa.binary(side * side * 3), len(decoded.ids), [None, pa.py_buffer(pixels)]
-            ),
-            "width": pa.array(sizes[:, 0]),
-            "height": pa.array(sizes[:, 1]),
-            "reason": pa.array(reasons, pa.string()),
-            "message": pa.array(messages, pa.string()),
-        } | {f"kept_{i}": column for i, column in enumerate(decoded.kept)}
-        batch = pa.RecordBatch.from_pydict(columns)
-        if writer is None:
-            writer = pa.ipc.new_stream(sink, batch.schema)
-        writer.write_batch(batch)
-    if writer is not None:
-        writer.close()
-    return sink.getvalue()
-
-
-def _unpack(cell: pa.Buffer) -> Iterator[Decoded]:
-    for batch in pa.ipc.open_stream(cell):
-        good = batch.column("good").to_numpy(zero_copy_only=False)
-        column = batch.column("pixels")
-        side = round((column.type.byte_width // 3) ** 0.5)
-        flat = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, side, side, 3)
-        pixels = flat[column.offset : column.offset + len(batch)][good]
-        sizes = np.stack([batch.column("width").to_numpy(), batch.column("height").to_numpy()], 1)[good]
-        bad = pa.array(~good)
-        reasons, messages = (batch.column(name).filter(bad).to_pylist() for name in ("reason", "message"))
-        kept = [batch.column(i) for i, name in enumerate(batch.schema.names) if name.startswith("kept_")]
-        rejects = list(zip(reasons, messages, strict=True))
-        yield Decoded(batch.column("id").to_pylist(), good, pixels, sizes, rejects, kept)

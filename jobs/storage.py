@@ -1,4 +1,4 @@
-"""Any URI as a pyarrow filesystem, and writes that are whole or absent."""
+"""Any URI as a folder, local or on an object store (fsspec), and writes that are whole or absent."""
 
 from __future__ import annotations
 
@@ -10,18 +10,28 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
+from urllib.parse import unquote
 
-import pyarrow as pa
+import fsspec
 import pyarrow.fs as pafs
+import tenacity
+from fsspec.implementations.local import LocalFileSystem
 
 from alit.errors import AlitError
+
+CONNECTIONS = 32
+"""Requests to an object store that one process has under way at once, at most."""
 
 
 class StorageError(AlitError):
     """A place that cannot be used; the message says why."""
+
+
+class Unavailable(StorageError):
+    """Storage that did not answer, and may again."""
 
 
 class Writable(Protocol):
@@ -30,47 +40,91 @@ class Writable(Protocol):
     def write(self, data: bytes | memoryview, /) -> object: ...
 
 
+PATIENCE = 300
+"""Seconds for which an object store that does not answer is asked again, after what its client tries by itself."""
+
+again = tenacity.retry(
+    retry=tenacity.retry_if_exception_type(Unavailable),
+    wait=tenacity.wait_random_exponential(multiplier=1, max=30),
+    stop=tenacity.stop_after_delay(PATIENCE),
+    reraise=True,
+)
+"""Decorates what is to be tried again while storage is unavailable."""
+
+_REFUSED = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _UNFINISHED = re.compile(r"\..*\.[0-9a-f]{32}\.tmp")
-_WAITING = 64 << 20  # bytes
+_EVERYTHING = 1 << 62  # bytes, as the end of a range: without one, s3fs asks for a file's size first
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
+def reason(error: BaseException) -> str:
+    """What an error of storage means, in one line."""
+    if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
+        return (
+            "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or end the URI "
+            "with ?anonymous=true for a public bucket"
+        )
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return text.strip().splitlines()[0]
 
 
-class _Upload:
-    """Waits for the network, where pyarrow's stream would hold in memory all that was written and not sent yet."""
+@contextmanager
+def as_os_error() -> Iterator[None]:
+    """Turns what object stores' clients raise of their own into OSError, which is what files raise."""
+    try:
+        yield
+    except (OSError, AlitError):
+        raise
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp", "s3fs", "fsspec"):
+            raise OSError(reason(error)) from error
+        raise
 
-    def __init__(self, stream: pa.NativeFile) -> None:
-        self._stream, self._waiting = stream, 0
 
-    def write(self, data: bytes | memoryview) -> None:
-        view = memoryview(data)
-        for start in range(0, len(view), _WAITING):
-            piece = view[start : start + _WAITING]
-            self._stream.write(piece)
-            self._waiting += len(piece)
-            if self._waiting >= _WAITING:
-                self._stream.flush()
-                self._waiting = 0
+def is_outage(error: OSError) -> bool:
+    """Whether an error of an object store says nothing about the object: the next try may succeed."""
+    from_client = isinstance(error, TimeoutError | ConnectionError) or error.__cause__ is not None
+    return from_client and not isinstance(error, _REFUSED)
+
+
+@contextmanager
+def _telling(where: Place, cannot: str) -> Iterator[None]:
+    try:
+        with as_os_error():
+            yield
+    except OSError as error:
+        kind = Unavailable if not where.local and is_outage(error) else StorageError
+        raise kind(f"{where.path!r} cannot be {cannot}: {reason(error)}") from error
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A folder on a filesystem: `filesystem` and the `path` that it understands; picklable."""
+    """A folder or file: an fsspec filesystem and a path on it; picklable.
 
-    filesystem: pafs.FileSystem
+    Credentials are no part of it: every process looks them up where they usually are.
+    """
+
+    fs: fsspec.AbstractFileSystem
     path: str
 
     def __truediv__(self, name: str) -> Place:
-        return Place(self.filesystem, f"{self.path}/{name}")
+        return Place(self.fs, f"{self.path}/{name}")
+
+    def with_suffix(self, ending: str) -> Place:
+        """The place whose path ends with `ending` too."""
+        return replace(self, path=self.path + ending)
 
     @property
     def local(self) -> bool:
-        return isinstance(self.filesystem, pafs.LocalFileSystem)
+        return isinstance(self.fs, LocalFileSystem)
+
+    @property
+    def filesystem(self) -> pafs.FileSystem:
+        """The same filesystem for pyarrow and for Ray."""
+        return pafs.LocalFileSystem() if self.local else pafs.PyFileSystem(pafs.FSSpecHandler(self.fs))
 
     def exists(self) -> bool:
-        return self.filesystem.get_file_info(self.path).type != pafs.FileType.NotFound
+        with _telling(self, "looked up"):
+            return self.fs.exists(self.path)
 
     def names(self) -> list[str]:
         """What the folder holds, sorted, without the unfinished files of `write`; nothing where it does not exist.
@@ -78,15 +132,28 @@ class Place:
         Raises:
             StorageError: it is no folder, or cannot be listed.
         """
-        try:
-            found = self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
-        except OSError as error:
-            raise StorageError(f"{self.path!r} cannot be listed as a folder: {_reason(error)}") from error
-        return sorted(info.base_name for info in found if not _UNFINISHED.fullmatch(info.base_name))
+        with _telling(self, "listed as a folder"):
+            try:
+                if self.local:
+                    found = os.listdir(self.path)
+                else:
+                    found = [path.rstrip("/").rpartition("/")[2] for path in self.fs.ls(self.path, detail=False)]
+            except FileNotFoundError:
+                return []
+        return sorted(name for name in found if name and not _UNFINISHED.fullmatch(name))
 
-    def read(self) -> bytes:
-        with self.filesystem.open_input_stream(self.path) as file:
-            return file.read()
+    def read(self, most: int = _EVERYTHING) -> bytes:
+        """A file's bytes, the first `most` of them at most, in one request.
+
+        Raises:
+            OSError: it is not there, or cannot be read.
+        """
+        if self.local:
+            with open(self.path, "rb") as file:
+                return file.read() if most == _EVERYTHING else file.read(most)
+        with as_os_error():
+            (data,) = self.fs.cat_ranges([self.path], 0, most)
+            return whole(data)
 
     @contextmanager
     def open_read(self) -> Iterator[io.BufferedReader]:
@@ -96,11 +163,12 @@ class Place:
                 yield file
             return
         with tempfile.TemporaryFile() as copy:
-            with self.filesystem.open_input_stream(self.path) as stream:
-                shutil.copyfileobj(stream, copy, 1 << 20)
+            with as_os_error(), self.fs.open(self.path, "rb", block_size=32 << 20) as stream:
+                shutil.copyfileobj(cast(io.BufferedReader, stream), copy, 32 << 20)
             copy.seek(0)
             yield cast(io.BufferedReader, copy)
 
+    @again
     def write(self, data: bytes) -> None:
         """Writes a file, whole or not at all, over what was there.
 
@@ -114,17 +182,13 @@ class Place:
     def open_write(self) -> Iterator[Writable]:
         """A file to be written piece by piece: it appears, whole, at the end of the `with`, over what was there.
 
-        Where the `with` ends in an exception, nothing appears. On an object store what was there before may then be
-        lost, so what must survive a failure has to be written under a new name.
+        Where the `with` ends in an exception, nothing appears, and what was there before stays.
 
         Raises:
             StorageError: no room, no permission, or no such place.
         """
-        try:
-            with self._open_locally() if self.local else self._open_remotely() as file:
-                yield file
-        except OSError as error:
-            raise StorageError(f"{self.path!r} cannot be written: {_reason(error)}") from error
+        with _telling(self, "written"), self._open_locally() if self.local else self._open_remotely() as file:
+            yield file
 
     @contextmanager
     def _open_locally(self) -> Iterator[Writable]:
@@ -142,16 +206,15 @@ class Place:
 
     @contextmanager
     def _open_remotely(self) -> Iterator[Writable]:
-        file = self.filesystem.open_output_stream(self.path)
+        file: Any = self.fs.open(self.path, "wb")  # waits in memory, and is one PUT below the size of a block
         try:
-            yield _Upload(file)
+            yield file
         except BaseException:
-            # pyarrow cannot abandon an upload: closing it makes an object of the part that was written.
-            with suppress(OSError):
-                file.close()
-                self._delete()
+            with suppress(Exception):
+                file.discard()
+            file.closed = True  # or its end of life would write what there is
             raise
-        file.close()  # an object appears when its upload completes, not before
+        file.close()
 
     def remove_file(self) -> None:
         """Removes a file, if it is there.
@@ -159,18 +222,8 @@ class Place:
         Raises:
             StorageError: it cannot be removed.
         """
-        try:
-            self._delete()
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise StorageError(f"{self.path!r} cannot be removed: {_reason(error)}") from error
-
-    def _delete(self) -> None:
-        if self.filesystem.type_name == "s3":
-            _delete_object(self.filesystem, self.path)
-        else:
-            self.filesystem.delete_file(self.path)
+        with _telling(self, "removed"), suppress(FileNotFoundError):
+            self.fs.rm_file(self.path)
 
     def remove_unfinished(self) -> None:
         """Removes from a local folder what a killed process left of its `write`; nobody must be writing there."""
@@ -179,48 +232,38 @@ class Place:
                 if _UNFINISHED.fullmatch(name):
                     os.unlink(os.path.join(self.path, name))
 
-    def without_markers(self) -> Place:
-        """The same place, through a filesystem that writes no objects for folders, which some servers refuse."""
-        if not isinstance(self.filesystem, pafs.S3FileSystem):
-            return self
-        return Place(pafs.PyFileSystem(pafs.FSSpecHandler(_s3fs(self.filesystem))), self.path)
-
     def remove_folder(self) -> None:
-        self.filesystem.delete_dir(self.path)
+        """Removes a folder and all that it holds.
+
+        Raises:
+            StorageError: it cannot be removed.
+        """
+        with _telling(self, "removed"):
+            if self.local:
+                shutil.rmtree(self.path)
+            else:
+                self.fs.rm(self.path, recursive=True)
 
 
-def _delete_object(filesystem: pafs.FileSystem, path: str) -> None:
-    """As pyarrow's own `delete_file` also writes an empty object with the folder's name (apache/arrow#36275).
+def whole(answer: bytes | BaseException) -> bytes:
+    """One of the answers of `cat_ranges`, or the error that it is.
 
-    That costs a request and a permission, and a server that keeps objects as files loses the folder over it.
+    Raises:
+        OSError: it is an error.
     """
-    client = _s3fs(filesystem)
-    try:
-        client.rm_file(path)
-    except OSError:
-        raise
-    except Exception as error:  # of the network
-        raise OSError(str(error)) from error
-
-
-def _s3fs(filesystem: pafs.FileSystem) -> Any:
-    """The same storage through s3fs."""
-    import s3fs  # takes most of a second
-
-    _, (options,) = filesystem.__reduce__()
-    endpoint = options["endpoint_override"]
-    return s3fs.S3FileSystem(
-        anon=options["anonymous"],
-        key=options["access_key"],
-        secret=options["secret_key"],
-        token=options["session_token"],
-        endpoint_url=f"{options['scheme']}://{endpoint}" if endpoint else None,
-        client_kwargs={"region_name": options["region"]},
-    )
+    if not isinstance(answer, BaseException):
+        return answer
+    if "range" in str(answer).lower() and "satisf" in str(answer).lower():  # no range of an empty object exists
+        return b""
+    with as_os_error():
+        raise answer
 
 
 def place(uri: str) -> Place:
     """The place that a local path or a URI such as `s3://bucket/folder` names.
+
+    An s3 URI may end with options: `?endpoint=http://host:9000&region=eu-west-1&profile=name&anonymous=true&timeout=30`
+    (seconds without a byte).
 
     Raises:
         StorageError: the scheme is unknown, or the URI malformed or empty.
@@ -228,13 +271,64 @@ def place(uri: str) -> Place:
     if not uri:  # which abspath takes for the working folder
         raise StorageError("a folder has no name; name one, such as tokens/ or s3://bucket/tokens")
     if "://" not in uri:
-        return Place(pafs.LocalFileSystem(), os.path.abspath(uri))
-    if uri.startswith("s3://") and "allow_delayed_open" not in uri:
-        uri += ("&" if "?" in uri else "?") + "allow_delayed_open=true"  # a small file is one PUT, not three requests
-    try:
-        filesystem, path = pafs.FileSystem.from_uri(uri)
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{uri!r} cannot be opened: {error}") from error
+        return Place(LocalFileSystem(), os.path.abspath(uri))
+    bare, options = split_options(uri)
+    scheme, _, path = bare.partition("://")
+    if scheme == "file":
+        return Place(LocalFileSystem(), os.path.abspath(unquote(path)))
     if not path.strip("/"):
-        raise StorageError(f"{uri!r} names no bucket or folder; write it as s3://bucket/folder")
-    return Place(filesystem, path.rstrip("/"))
+        raise StorageError(f"{bare!r} names no bucket or folder; write it as s3://bucket/folder")
+    if scheme in ("s3", "s3a"):
+        return Place(_s3(bare, options), path.rstrip("/"))
+    if scheme in ("http", "https"):
+        raise StorageError(f"{bare!r} is no folder; of the web, only single images are read, named in a list")
+    try:
+        return Place(fsspec.filesystem(scheme), path.rstrip("/"))
+    except (ImportError, ValueError) as error:
+        raise StorageError(f"{bare!r} cannot be opened: {reason(error)}") from error
+
+
+def split_options(uri: str) -> tuple[str, dict[str, str]]:
+    """A URI without the options at its end, and these."""
+    bare, mark, query = uri.rpartition("?")
+    if not mark or not all(re.fullmatch(r"\w+=[^=]*", part) for part in query.split("&")):
+        return uri, {}  # a question mark of a glob
+    return bare, {name: unquote(value) for name, _, value in (part.partition("=") for part in query.split("&"))}
+
+
+_S3_OPTIONS = ("endpoint", "region", "profile", "anonymous", "timeout")
+
+
+def _s3(uri: str, options: dict[str, str]) -> fsspec.AbstractFileSystem:
+    import s3fs  # takes most of a second
+
+    bucket = uri.partition("://")[2].partition("/")[0]
+    if "@" in bucket or any("key" in name or "secret" in name for name in options):
+        raise StorageError(
+            "an s3 URI must not hold credentials, which would be kept with the dataset; set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or name a profile"
+        )
+    if unknown := [name for name in options if name not in _S3_OPTIONS]:
+        raise StorageError(f"{uri!r} has the unknown option {unknown[0]!r}; there are {', '.join(_S3_OPTIONS)}")
+    try:
+        timeout = float(options.get("timeout", 30))
+    except ValueError:
+        timeout = -1
+    if timeout <= 0:
+        raise StorageError(f"the timeout of {uri!r} must be a number of seconds above 0, got {options['timeout']!r}")
+    if (anonymous := options.get("anonymous", "false")) not in ("true", "false"):
+        raise StorageError(f"anonymous must be true or false in {uri!r}, got {anonymous!r}")
+    profile: dict[str, Any] = {"profile": options["profile"]} if "profile" in options else {}
+    return s3fs.S3FileSystem(
+        anon=anonymous == "true",
+        endpoint_url=options.get("endpoint"),
+        client_kwargs={"region_name": options["region"]} if "region" in options else {},
+        config_kwargs={
+            "connect_timeout": 10,
+            "read_timeout": timeout,
+            "max_pool_connections": CONNECTIONS,
+            "retries": {"mode": "standard", "max_attempts": 8},  # of 503 and the like, with growing pauses
+        },
+        use_listings_cache=False,  # others write there too
+        **profile,
+    )

@@ -1,36 +1,41 @@
 """The main job: images in, a dataset of adaptive-length tokens out, in one streaming pass of Ray Data.
 
-One row of the Ray dataset is one shard, from the plan to the files: Ray Data splits blocks, never a row. On CPUs one
-actor reads, decodes, encodes and writes; before GPU actors a stage of CPU tasks decodes.
+The input is planned once, into the dataset; a row of the Ray dataset is the number of one of the plan's shards. One
+actor reads, decodes, encodes and writes it, so that nothing but numbers and counts passes through the driver.
 """
 
 from __future__ import annotations
 
-import math
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
-from rich import progress as bars
+import torch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
+from alit.cost import inference_bytes
 from alit.errors import AlitError
 from alit.images import Limits
-from alit.weights import load_weights
-from jobs.inputs import Shard, make_plan
-from jobs.output import Totals, finish, prepare_output, read_totals, require_apart
-from jobs.runner import local_cpus, ray_session
-from jobs.shards import SHARD_SCHEMA, DecodeStage, Job, Progress, Tokenizer, metadata_of
-from jobs.storage import place
+from alit.tokens import Metadata
+from alit.weights import Weights, load_weights
+from jobs.estimate import describe_plan
+from jobs.inputs import Input, open_input
+from jobs.options import TokenizeOptions
+from jobs.output import JOB, Totals, finish, read_record, read_totals, require_apart, require_same, unwritten
+from jobs.plan import StoredPlan, read_plan, write_plan
+from jobs.progress import counting, job_bar
+from jobs.runner import local_cpus, ray_session, stop_on_sigterm, unwrapped
+from jobs.shards import Counts, Job, metadata_of
+from jobs.stages import Tokenizer
+from jobs.storage import place, split_options
+
+PLAINLY = 256
+"""Images of which the share of rejects says something."""
+TASKS_PER_WORKER = 32
+SHARDS_PER_TASK = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,115 +55,149 @@ class Summary:
     seconds: float
     startup: float
     output: str
-    job: Job
+    metadata: Metadata
 
     @property
     def images_per_second(self) -> float:
         return self.encoded / self.seconds if self.seconds else 0.0
 
 
+def preview(source: str, output: str, options: TokenizeOptions, console: Console) -> None:
+    """Prints what `tokenize` would do, writing nothing.
+
+    Raises:
+        AlitError: as `tokenize` would, of the input and the options.
+    """
+    loaded, metadata = _load(options)
+    found = _open(source, options)
+    require_apart(place(source), found.source, place(output))
+    describe_plan(found, options, loaded, metadata, batch_size(options, None, loaded), output, console)
+
+
 def tokenize(
-    source: str,
-    output: str,
-    *,
-    criterion: str | None = None,
-    weights: str | None = None,
-    batch_size: int = 64,
-    rows_per_file: int = 1024,
-    keep: Sequence[str] = (),
-    image_column: str = "image",
-    id_column: str | None = None,
-    overwrite: bool = False,
-    workers: int | None = None,
-    decode_workers: int | None = None,
-    gpus_per_worker: float | None = None,
-    limits: Limits | None = None,
-    console: Console | None = None,
+    source: str, output: str, options: TokenizeOptions | None = None, console: Console | None = None
 ) -> Summary:
     """Tokenizes a corpus; the arguments are those of `alit tokenize`.
 
     Raises:
-        AlitError: whatever a person can put right, before anything is written.
+        AlitError: whatever a person can put right; the same command then goes on with what is written.
     """
-    for option, value, least in (
-        ("--workers", workers, 1),
-        ("--decode-workers", decode_workers, 0),
-        ("--gpus-per-worker", gpus_per_worker, 0),
-    ):
-        if value is not None and not least <= value < math.inf:
-            raise AlitError(f"{option} must be at least {least}, got {value}")
-    console = console or Console(stderr=True)
-    loaded = load_weights(weights)
-    metadata = metadata_of(loaded, criterion or loaded.model.config.criterion)
-    plan = make_plan(source, rows_per_file=rows_per_file, keep=keep, image_column=image_column, id_column=id_column)
-    job = Job(
-        source=plan.source,
-        output=place(output),
-        metadata=metadata,
-        weights=str(loaded.folder.resolve()),
-        batch_size=batch_size,
-        limits=limits or Limits(),
+    options, console = options or TokenizeOptions(), console or Console(stderr=True)
+    loaded, metadata = _load(options)
+    folder, given = place(output), place(source)
+    with stop_on_sigterm():
+        before = read_record(folder, overwrite=options.overwrite)
+        settings = _settings(source, options)
+        size = batch_size(options, before, loaded)
+        if before is not None:
+            require_same(folder, before, asdict(metadata) | settings | {"batch_size": size})
+            plan = read_plan(folder, given, before["plan"], settings)
+        else:
+            found = _open(source, options)
+            require_apart(given, found.source, folder)
+            if options.overwrite and folder.exists():
+                folder.remove_folder()
+            with counting(console, "planning", "images found") as tell:
+                plan = write_plan(folder, found, options.rows_per_file, options.limit, tell)
+            record = asdict(metadata) | settings | {"batch_size": size, "plan": plan.to_json()}
+            (folder / JOB).write(json.dumps(record, indent=1).encode())
+        job = Job(
+            source=plan.source,
+            output=folder,
+            metadata=metadata,
+            weights=str(loaded.folder.resolve()),
+            batch_size=size,
+            limits=Limits(max_bytes=options.max_bytes, max_pixels=options.max_pixels),
+            jpeg=options.jpeg,
+        )
+        return _run(job, plan, options, output, console)
+
+
+def _load(options: TokenizeOptions) -> tuple[Weights, Metadata]:
+    loaded = load_weights(options.weights)
+    criterion = options.criterion or loaded.model.config.criterion
+    return loaded, metadata_of(loaded, criterion, precision=options.precision, jpeg=options.jpeg)
+
+
+def _open(source: str, options: TokenizeOptions) -> Input:
+    return open_input(
+        source,
+        rows_per_file=options.rows_per_file,
+        keep=options.keep,
+        image_column=options.image_column,
+        id_column=options.id_column,
     )
-    require_apart(place(source), job)
-    todo = prepare_output(job, plan, rows_per_file, overwrite=overwrite)
-    done = {shard.number for shard in plan.shards} - {shard.number for shard in todo}
-    console.print(f"{plan.images} images in {len(plan.shards)} shards, criterion {metadata.criterion}")
-    if done:
+
+
+def _settings(source: str, options: TokenizeOptions) -> dict[str, Any]:
+    """What makes two runs the same job, beside what determines the tokens."""
+    bare = split_options(source)[0] if "://" in source else place(source).path
+    names = ("image_column", "id_column", "rows_per_file", "limit", "max_bytes", "max_pixels")
+    return {"input": bare, "keep": list(options.keep)} | {name: getattr(options, name) for name in names}
+
+
+def batch_size(options: TokenizeOptions, before: dict[str, Any] | None, loaded: Weights) -> int:
+    """The batch size that is asked for; of `auto` the one that a job was begun with, or one that fits the GPU."""
+    if options.batch_size != "auto":
+        return options.batch_size
+    if before is not None:
+        return int(before["batch_size"])
+    if not torch.cuda.is_available():
+        return 64
+    room = torch.cuda.mem_get_info()[1] // 4
+    return max(1, min(512, 1 << (room // inference_bytes(loaded.model.config)).bit_length() - 1))
+
+
+def _run(job: Job, plan: StoredPlan, options: TokenizeOptions, output: str, console: Console) -> Summary:
+    todo = unwritten(job.output, plan.shards).tolist()
+    images = f"{plan.images} images" if plan.images is not None else "images"
+    console.print(f"{images} in {plan.shards} shards, criterion {job.metadata.criterion}")
+    totals = Totals()
+    if done := sorted(set(range(plan.shards)).difference(todo)):
         console.print(f"going on: {len(done)} shards are already there")
-    totals = read_totals(job, sorted(done))
+        with counting(console, "reading their counts", "shards") as tell:
+            totals = read_totals(job.output, done, tell)
     started = time.monotonic()
-    finished: list[Progress] = []
-    seconds = 0.0
+    follower = Follower(plan, totals, options.max_reject_rate, console)
     if todo:
-        with ray_session() as ray:
-            gpus = gpus_per_worker if gpus_per_worker is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
-            count = workers or max(1, int(ray.cluster_resources().get("GPU", 0)) if gpus else local_cpus())
-            count = min(count, len(todo))
-            dataset = stages(
-                job,
-                todo,
-                workers=count,
-                decode_workers=(local_cpus() if gpus else 0) if decode_workers is None else decode_workers,
-                gpus=gpus,
-            )
-            try:
-                finished, seconds = _follow(dataset, sum(shard.rows for shard in todo), console)
-            except AlitError as error:  # a worker's: Ray's own exception has its class, and a page of traceback as text
-                raise AlitError(str(getattr(error, "cause", error)).splitlines()[0]) from None  # Ray adds lines
-    assert {p.shard for p in finished} == {shard.number for shard in todo}, "every shard is done before the manifest"
-    for progress in finished:
-        totals.add(progress)
-    finish(job, plan, totals)
+        with ray_session() as ray, stop_on_sigterm(), unwrapped():  # Ray sets a handler of its own
+            gpus = options.gpus_per_worker
+            if gpus is None:
+                gpus = float(ray.cluster_resources().get("GPU", 0) > 0)
+            count = options.workers or max(1, int(ray.cluster_resources().get("GPU", 0)) if gpus else local_cpus())
+            decoders = options.decode_workers
+            if decoders is None:
+                decoders = max(1, local_cpus() // count) if gpus else 0
+            dataset = stages(job, plan, todo, workers=min(count, len(todo)), decoders=decoders, gpus=gpus)
+            follower.follow(dataset.iter_rows())
+    missing = set(todo) - follower.done
+    assert not missing, f"every shard is done before the manifest, but for {sorted(missing)[:5]}"
+    finish(job.output, job.metadata, plan, totals)
     return Summary(
         totals=totals,
-        encoded=sum(p.images + p.rejects for p in finished),
-        seconds=seconds,
-        startup=time.monotonic() - started - seconds,
+        encoded=follower.encoded,
+        seconds=follower.seconds,
+        startup=time.monotonic() - started - follower.seconds,
         output=output,
-        job=job,
+        metadata=job.metadata,
     )
 
 
-def stages(job: Job, shards: Sequence[Shard], *, workers: int, decode_workers: int, gpus: float = 0.0) -> Any:
-    """The Ray dataset that tokenizes shards; its rows are `Progress`."""
+def stages(
+    job: Job, plan: StoredPlan, shards: Sequence[int], *, workers: int, decoders: int = 0, gpus: float = 0.0
+) -> Any:
+    """The Ray dataset that tokenizes shards; its rows are `Counts`."""
     import ray
 
+    # some shards to a task where there are many: each task costs the driver some milliseconds and some memory
+    together = max(1, min(SHARDS_PER_TASK, len(shards) // (workers * TASKS_PER_WORKER)))
     blocks = [
-        pa.Table.from_pylist([asdict(shard)], SHARD_SCHEMA) for shard in shards
-    ]  # one block, so one task, per shard
-    dataset = ray.data.from_arrow(blocks)
-    if decode_workers:
-        dataset = dataset.map_batches(
-            DecodeStage(job),
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=1,
-            compute=ray.data.TaskPoolStrategy(size=decode_workers),
-        )
-    return dataset.map_batches(
+        pa.table({"number": pa.array(shards[i : i + together], pa.int64())}) for i in range(0, len(shards), together)
+    ]
+    return ray.data.from_arrow(blocks).map_batches(
         Tokenizer,
-        fn_constructor_args=(job,),
-        batch_size=1,
+        fn_constructor_args=(job, plan, decoders),
+        batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
         num_cpus=0.5 if gpus else 1,
@@ -166,36 +205,69 @@ def stages(job: Job, shards: Sequence[Shard], *, workers: int, decode_workers: i
     )
 
 
-def _follow(dataset: Any, images: int, console: Console) -> tuple[list[Progress], float]:
-    """Runs the dataset, showing how far it is; the finished shards, and the seconds they took together."""
-    latest: dict[int, Progress] = {}  # by shard: a retried one tells its progress again
-    started: float | None = None
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with bars.Progress(*columns, console=console) as bar:
-        task = bar.add_task("starting Ray", total=images, rate="")
-        for row in dataset.iter_rows():
-            progress = Progress(**row)
-            if started is None:
-                started = time.monotonic() - progress.seconds
-                bar.update(task, description="tokenizing")
-            latest[progress.shard] = progress
-            through = sum(p.images + p.rejects for p in latest.values())
-            rate = through / max(1e-9, time.monotonic() - started)
-            bar.update(task, completed=through, rate=f"{rate:.1f} images/s")
-    seconds = time.monotonic() - started if started is not None else 0.0
-    return [p for p in latest.values() if p.done], seconds
+class Follower:
+    """Watches the shards come in: shows how far the job is, counts, and stops it where most images are rejected.
+
+    Attributes:
+        totals: of the whole dataset; shards that are done are added.
+        done: their numbers.
+        encoded: images that they hold.
+        seconds: since the first shard was started.
+    """
+
+    def __init__(self, plan: StoredPlan, totals: Totals, max_reject_rate: float, console: Console) -> None:
+        self.plan, self.totals, self.max_reject_rate, self.console = plan, totals, max_reject_rate, console
+        self.done: set[int] = set()
+        self.encoded, self.seconds = 0, 0.0
+        self._under_way: dict[int, Counts] = {}  # by shard: one that is tried again tells its progress again
+        self._trouble = ""
+
+    def follow(self, rows: Iterator[dict[str, Any]]) -> None:
+        """Takes the job's rows as they come.
+
+        Raises:
+            AlitError: too many images are rejected.
+        """
+        before = self.totals.images + self.totals.rejects
+        remaining = None if self.plan.images is None else self.plan.images - before
+        started: float | None = None
+        with job_bar(self.console) as bar:
+            task = bar.add_task("starting Ray", total=remaining, rate="")
+            for row in rows:
+                counts = Counts(**row)
+                if started is None:
+                    started = time.monotonic() - counts.seconds
+                    bar.update(task, description="tokenizing")
+                through = self._take(counts)
+                rate = through / max(1e-9, time.monotonic() - started)
+                bar.update(task, completed=through, rate=f"{rate:.1f} images/s")
+        self.seconds = time.monotonic() - started if started is not None else 0.0
+
+    def _take(self, counts: Counts) -> int:
+        if counts.done:
+            self._under_way.pop(counts.shard, None)
+            if counts.shard not in self.done:  # a task that is tried again tells again what it did
+                self.done.add(counts.shard)
+                self.totals.add(counts)
+                self.encoded += counts.images + counts.rejects
+        elif counts.shard not in self.done:
+            self._under_way[counts.shard] = counts
+        self._trouble = self._trouble or counts.trouble
+        partly = self._under_way.values()
+        rejects = self.totals.rejects + sum(c.rejects for c in partly)
+        images = self.totals.images + sum(c.images for c in partly)
+        if images + rejects >= PLAINLY and rejects > self.max_reject_rate * (images + rejects):
+            raise AlitError(
+                f"{rejects} of {images + rejects} images were rejected, more than --max-reject-rate "
+                f"{self.max_reject_rate:g} allows; such as {self._trouble}. Finished files are kept: the same command "
+                f"goes on, with another rate where this is as it should be"
+            )
+        return self.encoded + sum(c.images + c.rejects for c in partly)
 
 
 def describe(summary: Summary, console: Console) -> None:
     """Prints what a run did, for a person."""
-    totals, metadata = summary.totals, summary.job.metadata
+    totals, metadata = summary.totals, summary.metadata
     tokens = totals.tokens(metadata)
     mean = tokens / max(1, totals.images)
     bits = mean * metadata.bits_per_token / metadata.image_size**2

@@ -162,7 +162,7 @@ def train_on_ray(start: Start, *, workers: tuple[int, int], tell: Tell) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         post: Any = ray.remote(num_cpus=0)(Mailbox)
         mailbox = post.options(scheduling_strategy=here).remote()
-        scratch = (start.folder / ".ray").without_markers()
+        scratch = start.folder / ".ray"
         trainer = TorchTrainer(
             _ray_worker,
             train_loop_config={"start": ray.put(start), "mailbox": mailbox},

@@ -94,7 +94,7 @@ def bucket(tmp_path_factory):
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.1)
-        yield f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1", folder / "photos", log
+        yield f"endpoint=http://127.0.0.1:{port}&region=us-east-1", folder / "photos", log
     finally:
         server.terminate()
         server.wait(10)

@@ -16,8 +16,9 @@ from alit.selection import parse
 from alit.tokenizer import Alit
 from alit.weights import load_weights, save_weights
 from jobs import benchmark, cli
-from jobs.inputs import make_plan
-from jobs.output import Totals, finish, prepare_output
+from jobs.inputs import make_plan, open_input
+from jobs.output import Totals, finish
+from jobs.plan import write_plan
 from jobs.shards import Job, decoded_batches, metadata_of, tokenize_shard
 from jobs.show import show
 from jobs.storage import place
@@ -50,19 +51,14 @@ def weights(tmp_path):
 def tokenized(photographs, weights, folder, criterion):
     """The main job without Ray: its own stages, called one after the other."""
     loaded = load_weights(weights)
-    plan = make_plan(str(photographs), rows_per_file=5)
-    job = Job(
-        source=plan.source,
-        output=place(str(folder)),
-        metadata=metadata_of(loaded, criterion),
-        weights=str(weights),
-        batch_size=4,
-    )
+    output, metadata = place(str(folder)), metadata_of(loaded, criterion)
+    plan = write_plan(output, open_input(str(photographs), rows_per_file=5), 5, None)
+    job = Job(source=plan.source, output=output, metadata=metadata, weights=str(weights), batch_size=4)
     totals = Totals()
-    for shard in prepare_output(job, plan, 5, overwrite=False):
+    for shard in map(plan.shard, range(plan.shards)):
         *_, last = tokenize_shard(job, loaded.model, shard, decoded_batches(job, shard))
         totals.add(last)
-    finish(job, plan, totals)
+    finish(output, metadata, plan, totals)
 
 
 @pytest.mark.parametrize("criterion", ["l1:0.3", "psnr:9", "fixed:8"])

@@ -23,7 +23,8 @@ from alit.data import Order, crop_randomness, random_crop
 from alit.errors import TrainingError
 from alit.images import ImageError, Limits, decode_image
 from jobs.feed import Batch, Feed, held_out, local_batches, make_feed, shared_batches
-from jobs.inputs import InputError, Row, make_plan, read_rows
+from jobs.inputs import InputError, Row, make_plan
+from jobs.reading import read_rows
 from jobs.runner import ray_session as session_of_jobs
 
 SIZE = 8

@@ -15,8 +15,9 @@ from alit.tokenizer import Alit
 from alit.tokens import TokenDataset
 from alit.weights import load_weights, save_weights
 from jobs.checkpoints import Checkpoints, Saved
-from jobs.inputs import make_plan
-from jobs.output import Totals, finish, prepare_output
+from jobs.inputs import make_plan, open_input
+from jobs.output import Totals, finish
+from jobs.plan import write_plan
 from jobs.shards import Job, decoded_batches, metadata_of, tokenize_shard
 from jobs.storage import StorageError, place
 
@@ -46,18 +47,14 @@ def test_a_corpus_on_s3_becomes_a_dataset_on_s3_and_is_read_back(bucket, tmp_pat
         pixels = np.random.default_rng(i).integers(0, 256, (20, 20, 3), dtype=np.uint8)
         (source / "deep" / f"{i} ü.png").write(encode_image(pixels))
     (source / "broken.jpg").write(b"text")
-    plan = make_plan(f"s3://photos/in?{query}", rows_per_file=4)
-    job = Job(
-        source=plan.source,
-        output=place(f"s3://photos/out?{query}"),
-        metadata=metadata_of(weights, "l1:0.3"),
-        weights=str(tmp_path / "weights"),
-    )
+    output, metadata = place(f"s3://photos/out?{query}"), metadata_of(weights, "l1:0.3")
+    plan = write_plan(output, open_input(f"s3://photos/in?{query}", rows_per_file=4), 4, None)
+    job = Job(source=plan.source, output=output, metadata=metadata, weights=str(tmp_path / "weights"))
     totals = Totals()
-    for shard in prepare_output(job, plan, 4, overwrite=False):
+    for shard in map(plan.shard, range(plan.shards)):
         *_, last = tokenize_shard(job, weights.model, shard, decoded_batches(job, shard))
         totals.add(last)
-    finish(job, plan, totals)
+    finish(output, metadata, plan, totals)
     dataset = TokenDataset(job.output.path, job.output.filesystem)
     assert sorted(dataset.table().column("id").to_pylist()) == [f"deep/{i} ü.png" for i in range(5)]
     assert dataset.rejects().column("id").to_pylist() == ["broken.jpg"]

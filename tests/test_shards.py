@@ -1,13 +1,13 @@
 """Promises of one shard: bytes to two Parquet files, the same ones every time and on either way. No Ray."""
 
 import io
+import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -17,11 +17,23 @@ from alit.config import AlitConfig, VQGANConfig
 from alit.errors import AlitError, CriterionError
 from alit.images import Limits, decode_image
 from alit.tokenizer import Alit
-from alit.tokens import DATA, REJECTS, reject_schema, token_schema
+from alit.tokens import DATA, METADATA_KEY, REJECTS, Metadata, reject_schema, token_schema
 from alit.weights import Weights, load_weights, save_weights
 from jobs import shards
-from jobs.inputs import Plan, Rows, make_plan
-from jobs.shards import Decoded, Job, Progress, ShardFiles, decode_rows, decoded_batches, file_name, metadata_of
+from jobs.inputs import Plan, Rows, open_input
+from jobs.shards import (
+    SHARD_KEY,
+    Counts,
+    Decoded,
+    Job,
+    ShardFiles,
+    decode_rows,
+    decoded_batches,
+    file_name,
+    metadata_of,
+    written_counts,
+)
+from jobs.stages import joined
 from jobs.storage import Place, StorageError, place
 
 
@@ -69,7 +81,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan_of(source: Path, rows_per_file: int = 5, keep: tuple[str, ...] = ("label",)) -> Plan:
-    return make_plan(str(source), rows_per_file=rows_per_file, keep=keep)
+    found = open_input(str(source), rows_per_file=rows_per_file, keep=keep)
+    return Plan(source=found.source, shards=tuple(found.shards))
 
 
 def middle(weights: Weights) -> str:
@@ -90,16 +103,12 @@ def job_of(plan: Plan, output: Path, weights: Weights, **changes: object) -> Job
     return replace(job, **changes)
 
 
-def run(
-    job: Job, weights: Weights, plan: Plan, *, packed: bool = False, numbers: tuple[int, ...] | None = None
-) -> list[Progress]:
+def run(job: Job, weights: Weights, plan: Plan, *, numbers: tuple[int, ...] | None = None) -> list[Counts]:
     """Tokenizes shards as the actor does, in this process."""
-    progress: list[Progress] = []
+    progress: list[Counts] = []
     for shard in plan.shards:
         if numbers is None or shard.number in numbers:
             batches: Iterator[Decoded] = decoded_batches(job, shard)
-            if packed:
-                batches = shards._unpack(pa.py_buffer(shards._pack(batches)))
             progress += shards.tokenize_shard(job, weights.model, shard, batches)
     return progress
 
@@ -150,8 +159,12 @@ def test_a_shard_becomes_one_token_file_and_one_reject_file(tmp_path: Path, tabl
     tokens, rejects = (
         [pq.read_table(tmp_path / folder / file_name(n)) for n in range(3)] for folder in (DATA, REJECTS)
     )
-    for file in tokens:
-        assert file.schema.equals(token_schema(job.metadata, plan.source.kept), check_metadata=True)
+    for number, file in enumerate(tokens):
+        assert file.schema.equals(token_schema(job.metadata, plan.source.kept))
+        assert file.schema.metadata is not None
+        assert set(file.schema.metadata) == {METADATA_KEY, SHARD_KEY}
+        assert Metadata.from_bytes(file.schema.metadata[METADATA_KEY], "") == job.metadata
+        assert json.loads(file.schema.metadata[SHARD_KEY])["shard"] == number
     for file in rejects:
         assert file.schema.equals(reject_schema(job.metadata, plan.source.kept), check_metadata=True)
     assert [len(file) for file in tokens] == [4, 4, 1]
@@ -184,7 +197,10 @@ def test_a_shard_becomes_one_token_file_and_one_reject_file(tmp_path: Path, tabl
     assert np.sum([p.lengths for p in done], 0).tolist() == [lengths.count(n) for n in (4, 8, 12)]
 
 
-def test_progress_tells_every_batch_and_then_the_whole_shard(tmp_path: Path, table: Path, weights: Weights) -> None:
+def test_progress_tells_every_batch_and_then_the_whole_shard(
+    tmp_path: Path, table: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "TELL_EVERY", 0.0)
     plan = plan_of(table)
     progress = run(job_of(plan, tmp_path, weights), weights, plan, numbers=(0,))
     assert [(p.images, p.rejects, p.done) for p in progress] == [
@@ -199,41 +215,29 @@ def test_two_runs_write_the_same_bytes(tmp_path: Path, table: Path, weights: Wei
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_decoding_in_a_stage_of_its_own_writes_the_same_bytes(tmp_path: Path, table: Path, weights: Weights) -> None:
-    plan = plan_of(table)
-    run(job_of(plan, tmp_path / "fused", weights), weights, plan)
-    run(job_of(plan, tmp_path / "packed", weights), weights, plan, packed=True)
-    assert contents(tmp_path / "fused") == contents(tmp_path / "packed")
-
-
-def test_the_ray_stages_write_the_same_bytes(tmp_path: Path, table: Path, weights: Weights) -> None:
-    plan = plan_of(table)
-    run(job_of(plan, tmp_path / "plain", weights), weights, plan)
-    fused, staged = job_of(plan, tmp_path / "fused", weights), job_of(plan, tmp_path / "staged", weights)
-    for shard in plan.shards:
-        row = pa.Table.from_pylist([asdict(shard)], shards.SHARD_SCHEMA)
-        assert [t["done"].to_pylist() for t in shards.Tokenizer(fused)(row)][-1] == [True]
-        list(shards.Tokenizer(staged)(shards.DecodeStage(staged)(row)))
-    assert contents(tmp_path / "plain") == contents(tmp_path / "fused") == contents(tmp_path / "staged")
-
-
-@pytest.mark.parametrize("dictionary", [False, True])
-def test_packing_decoded_batches_loses_nothing(table: Path, weights: Weights, dictionary: bool) -> None:
+def test_halves_of_a_batch_joined_are_the_batch(table: Path, weights: Weights) -> None:
     plan = plan_of(table, 11)
-    job = job_of(plan, Path("/nowhere"), weights)
-    before = list(decoded_batches(job, plan.shards[0]))
-    if dictionary:
-        names = pa.array([str(row % 3) for row in range(11)]).dictionary_encode()
-        before = [b._replace(kept=[names.slice(2 * i, 2)]) for i, b in enumerate(before)]
-    after = list(shards._unpack(pa.py_buffer(shards._pack(iter(before)))))
-    assert [len(b.ids) for b in after] == [2, 2, 2, 2, 2, 1]
-    for a, b in zip(after, before, strict=True):
-        assert a.ids == b.ids
-        assert (a.good == b.good).all()
-        assert (a.pixels == b.pixels).all()
-        assert (a.sizes == b.sizes).all()
-        assert a.rejects == b.rejects
-        assert [k.to_pylist() for k in a.kept] == [k.to_pylist() for k in b.kept]
+    job = job_of(plan, Path("/nowhere"), weights, batch_size=11)
+    (whole,) = decoded_batches(job, plan.shards[0])
+    parts = list(decoded_batches(replace(job, batch_size=4), plan.shards[0]))
+    found = joined(parts)
+    assert [len(part.ids) for part in parts] == [4, 4, 3]
+    assert (found.ids, found.rejects) == (whole.ids, whole.rejects)
+    for a, b in zip((found.good, found.pixels, found.sizes), (whole.good, whole.pixels, whole.sizes), strict=True):
+        assert (a == b).all()
+    assert [k.to_pylist() for k in found.kept] == [k.to_pylist() for k in whole.kept]
+
+
+def test_a_shard_tells_its_counts_in_its_files_footer(tmp_path: Path, table: Path, weights: Weights) -> None:
+    plan = plan_of(table)
+    job = job_of(plan, tmp_path, weights)
+    assert written_counts(job.output, 0) is None
+    told = [counts for counts in run(job, weights, plan) if counts.done]
+    for counts in told:
+        expected = counts._replace(seconds=0.0, trouble="")
+        assert written_counts(job.output, counts.shard) == expected
+    assert sum(counts.images for counts in told) == 9
+    assert told[0].trouble.startswith("'t.parquet#2': ")
 
 
 def test_a_shards_files_do_not_depend_on_other_shards(tmp_path: Path, table: Path, weights: Weights) -> None:
@@ -250,7 +254,7 @@ def test_a_shard_without_a_good_image_still_has_both_files(tmp_path: Path, weigh
     for name in "ab":
         (tmp_path / "in" / f"{name}.jpg").write_bytes(b"")
     plan = plan_of(tmp_path / "in", keep=())
-    run(job_of(plan, tmp_path / "out", weights), weights, plan, packed=True)
+    run(job_of(plan, tmp_path / "out", weights), weights, plan)
     assert pq.read_table(tmp_path / "out" / DATA / file_name(0)).num_rows == 0
     assert pq.read_table(tmp_path / "out" / REJECTS / file_name(0))["reason"].to_pylist() == ["empty"] * 2
 
@@ -309,7 +313,7 @@ def test_tokens_are_written_after_rejects(
 ) -> None:
     plan, written = plan_of(table), []
     monkeypatch.setattr(Place, "write", lambda self, data: written.append(Path(self.path).parent.name))
-    ShardFiles(job_of(plan, tmp_path, weights)).write(0)
+    ShardFiles(job_of(plan, tmp_path, weights)).write(Counts(0, 0, 0, [0, 0, 0], 0, 0.0, True))
     assert written == [REJECTS, DATA]
 
 
@@ -339,10 +343,11 @@ def test_a_place_of_no_known_kind_is_refused(uri: str) -> None:
 
 
 def test_a_place_on_another_filesystem_is_written_through_it(tmp_path: Path) -> None:
-    elsewhere = Place(pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem()), "a.bin")
+    elsewhere = place("memory://somewhere/a.bin")
     assert not elsewhere.local
     elsewhere.write(b"bytes")
-    assert contents(tmp_path) == {"a.bin": b"bytes"}
+    assert elsewhere.read() == b"bytes"
+    assert contents(tmp_path) == {}
 
 
 # -------------------------------------------------------------------- refusals

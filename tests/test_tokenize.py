@@ -26,6 +26,7 @@ from alit.tokenizer import Alit
 from alit.tokens import METADATA_KEY, Metadata, TokenDataset, reject_schema, token_schema
 from alit.weights import Weights, load_weights, save_weights
 from jobs import tokenize as job
+from jobs.options import TokenizeOptions
 from jobs.storage import StorageError
 from jobs.tokenize import Summary
 
@@ -136,8 +137,11 @@ def criterion(weights: Weights) -> str:
 
 
 def tokenize(source: Path, output: Path, weights: Weights, **options: object) -> Summary:
-    defaults = {"rows_per_file": ROWS_PER_FILE, "batch_size": 5, "workers": 1, "console": Console(file=io.StringIO())}
-    return job.tokenize(str(source), str(output), weights=str(weights.folder), **defaults | options)
+    defaults = {"rows_per_file": ROWS_PER_FILE, "batch_size": 5, "workers": 1}
+    console = Console(file=io.StringIO())
+    return job.tokenize(
+        str(source), str(output), TokenizeOptions(weights=str(weights.folder), **defaults | options), console
+    )
 
 
 @dataclass
@@ -283,7 +287,7 @@ def test_only_what_is_missing_is_done_again(
     ("options", "named"),
     [
         ({"criterion": "l1:0.5"}, "criterion"),
-        ({"rows_per_file": 3}, "input, rows_per_file"),
+        ({"rows_per_file": 3}, "rows_per_file"),
         ({"batch_size": 3}, "batch_size"),
     ],
 )
@@ -292,7 +296,7 @@ def test_going_on_with_other_settings_is_refused_naming_them(
 ) -> None:
     (copy / "_manifest.json").unlink()
     before = times(copy)
-    with pytest.raises(AlitError, match=rf"begun with other settings \({named}\)"):
+    with pytest.raises(AlitError, match=rf"begun with other settings \({named}: .*, now "):
         tokenize(folder, copy, weights, **{"criterion": criterion} | options)
     assert times(copy) == before
 
@@ -330,7 +334,8 @@ def test_an_error_of_ours_in_a_worker_reaches_the_caller_as_one_sentence(
     output = tmp_path / "out"
     output.mkdir()
     (output / "_rejects").write_bytes(b"")  # a file in the place of a folder
-    monkeypatch.setattr(job, "prepare_output", lambda job, plan, rows, overwrite: list(plan.shards))
+    monkeypatch.setattr(job, "read_record", lambda output, overwrite: None)
+    monkeypatch.setattr(job, "unwritten", lambda output, shards: np.arange(shards))
     with pytest.raises(AlitError, match=r"_rejects/00000000\.parquet' cannot be written: ") as caught:
         tokenize(table, output, weights, criterion="fixed:4", image_column="photo")
     assert "\n" not in str(caught.value)

@@ -6,7 +6,7 @@ Shapes: B batch, N latents, C code width, G base tokens, D base latent width, h 
 import copy
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import pairwise
 
@@ -16,7 +16,8 @@ import torch
 from small_models import TINY
 from torch import Tensor, nn
 
-from alit.config import AlitConfig
+from alit.base import VQGAN
+from alit.config import AlitConfig, KLConfig
 from alit.errors import CriterionError
 from alit.selection import Candidate, Criterion, parse
 from alit.tokenizer import Alit, Encoded
@@ -24,6 +25,7 @@ from alit.tokenizer import Alit, Encoded
 CONTINUOUS = dataclasses.replace(TINY, codebook_size=None)
 DETERMINISTIC = dataclasses.replace(TINY, halting="deterministic", halting_threshold=0.04)
 SAMPLED = dataclasses.replace(TINY, halting="sampled", halting_threshold=0.0)
+KL = dataclasses.replace(TINY, base=KLConfig(channels=(32, 32), blocks=1, latent_dim=4))
 CONFIGS = {"quantized": TINY, "continuous": CONTINUOUS, "deterministic": DETERMINISTIC, "sampled": SAMPLED}
 
 # each with a threshold that no image meets
@@ -58,15 +60,16 @@ def lively(config: AlitConfig) -> Alit:
         model.decoder.head[2].weight.mul_(20)
         model.decoder.code_positions.mul_(40)
         model.encoder.iteration_embedding.mul_(6)
-        model.base.decoder.conv_out.bias.fill_(0.5)
-        latents = model.base.encode(images()).latents_BDhw.permute(0, 2, 3, 1).flatten(0, 2)
-        model.base.codebook.weight.copy_(latents[torch.randperm(len(latents))[:32]])
+        if isinstance(model.base, VQGAN):
+            model.base.decoder.conv_out.bias.fill_(0.5)
+            latents = model.base.encode(images()).latents_BDhw.permute(0, 2, 3, 1).flatten(0, 2)
+            model.base.codebook.weight.copy_(latents[torch.randperm(len(latents))[:32]])
     return model
 
 
 @cache
 def model_of(name: str) -> Alit:
-    return lively(CONFIGS[name])
+    return lively(KL if name == "kl" else CONFIGS[name])
 
 
 @cache
@@ -359,6 +362,107 @@ def test_a_users_function_sees_the_active_images_only():
         assert torch.equal(given, images()[encoded.num_tokens >= length])
 
 
+# ---------------------------------------------------------------- several batches together
+
+
+def batches(*sizes: int) -> list[Tensor]:
+    """The seven images over and over."""
+    return list((images()[torch.arange(sum(sizes)) % 7]).split(sizes))
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 100])
+@pytest.mark.parametrize(
+    ("model_name", "name"),
+    [(model_name, name) for model_name in CONFIGS for name in ("l1", "psnr", "code", "latent")]
+    + [("kl", "l1"), ("kl", "latent")],
+)
+def test_batches_that_share_iterations_get_the_answers_of_each_alone(model_name, name, batch_size):
+    model, spec = model_of(model_name), thresholds(model_name, name)
+    given = batches(0, 5, 1, 0, 9, 2, 3, 0)
+    together = list(model.encode_batches(given, spec, batch_size))
+    assert len(together) == len(given)
+    for one, batch in zip(together, given, strict=True):
+        same(one, model.encode(batch, spec), atol=1e-4 if name == "psnr" else 1e-5)
+    for one, again in zip(together, model.encode_batches(given, spec, batch_size), strict=True):
+        same(one, again)
+
+
+@pytest.mark.parametrize("model_name", [*CONFIGS, "kl"])
+@pytest.mark.parametrize("length", TINY.lengths)
+def test_batches_of_a_fixed_length_get_it(model_name, length):
+    model, given = model_of(model_name), batches(3, 0, 6)
+    for one, batch in zip(model.encode_batches(given, f"fixed:{length}", 4), given, strict=True):
+        same(one, model.encode(batch, f"fixed:{length}"), atol=1e-5)
+
+
+def test_no_batches_and_empty_ones():
+    model = model_of("quantized")
+    assert list(model.encode_batches([])) == []
+    assert [len(encoded) for encoded in model.encode_batches(batches(0, 0), "l1:0")] == [0, 0]
+    same(next(model.encode_batches(batches(0))), model.encode(images()[:0]))
+
+
+@pytest.mark.parametrize("model_name", ["quantized", "sampled"])
+def test_late_iterations_of_small_batches_run_on_whole_slices(work, monkeypatch, model_name):
+    model, spec = model_of(model_name), thresholds(model_name, "l1")
+    given = batches(*[4] * 16)
+    alone = [still_active(model.encode(batch, spec)) for batch in given]
+    needed = [sum(rows[k] for rows in alone if len(rows) > k) for k in range(4)]
+    assert needed[0] == 64
+    assert needed[3] >= 8
+    found, slices, base_rows, encode = work(model), [[] for _ in range(4)], [], model.base.encode
+    iterate = model.encoder.iterate
+
+    def watched(x_BSD: Tensor) -> Tensor:
+        slices[(x_BSD.shape[1] - 1 - 64) // 4 - 1].append(len(x_BSD))
+        return iterate(x_BSD)
+
+    monkeypatch.setattr(model.encoder, "iterate", watched)
+    monkeypatch.setattr(model.base, "encode", lambda x: (base_rows.append(len(x)), encode(x))[1])
+    encoded = list(model.encode_batches(given, spec, 8))
+    assert [still_active(one) for one in encoded] == alone
+    assert slices == [[8] * (rows // 8) + ([rows % 8] if rows % 8 else []) for rows in needed]
+    assert base_rows == [8] * 8
+    assert found.encoder == found.latent_decoder == found.pixel_decoder
+    assert len(found.encoder) < 0.7 * sum(map(len, alone))
+
+
+def test_a_fixed_length_runs_no_decoder_in_shared_iterations_either(work):
+    model = model_of("quantized")
+    found = work(model)
+    list(model.encode_batches(batches(4, 4, 4, 4, 3), "fixed:12", 8))
+    assert found == Work([8] * 6 + [3] * 3, [], [])
+
+
+def test_a_batch_is_answered_before_the_next_one_is_pulled_and_nothing_leaks_to_who_makes_or_takes_them():
+    pulled = []
+
+    def source() -> Iterator[Tensor]:
+        for batch in batches(2, 2, 2):
+            assert not torch.is_inference_mode_enabled()
+            pulled.append(len(batch))
+            yield batch
+
+    stream = model_of("quantized").encode_batches(source(), "fixed:8")
+    assert pulled == []
+    for count, encoded in enumerate(stream, 1):
+        assert not torch.is_inference_mode_enabled()
+        assert (len(encoded), len(pulled)) == (2, count)
+
+
+@pytest.mark.unchecked
+def test_what_cannot_be_encoded_in_batches_is_refused():
+    model = model_of("quantized")
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        model.encode_batches([], batch_size=0)
+    with pytest.raises(CriterionError, match="fixed:5"):
+        model.encode_batches([], "fixed:5")
+    stream = model.encode_batches([images(), images()[:, :2]], "fixed:4")
+    assert len(next(stream)) == 7
+    with pytest.raises(ValueError, match=r"images must have the shape \(batch, 3, 16, 16\), got \(7, 2, 16, 16\)"):
+        next(stream)
+
+
 # ---------------------------------------------------------------- decoding
 
 
@@ -474,6 +578,7 @@ def everything(model: Alit) -> list[Tensor]:
     return [
         encoded.tokens,
         encoded.trace,
+        *(one.trace for one in model.encode_batches(batches(3, 4), "l1:0.2", 2)),
         *model.encode_all(images()),
         model.decode(tokens),
         *model.attention_maps(images()),

@@ -1,0 +1,346 @@
+"""Every form of input gives the same pictures: planned, stored, read back and decoded, without Ray."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import io
+import json
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from alit.images import encode_image
+from jobs.inputs import InputError, Plan, Row, open_input
+from jobs.plan import StoredPlan, plan_of_record, repeated_ids, write_plan
+from jobs.reading import read_batches, read_rows
+from jobs.storage import place
+
+COUNT = 7
+LABELS = [{"name": f"label {i}", "boxes": [i, i + 1]} for i in range(COUNT)]
+
+
+def picture(i: int) -> bytes:
+    shade = np.full((20 + i, 30, 3), 10 * i, np.uint8)
+    return encode_image(shade, "jpeg" if i % 2 else "png")
+
+
+PICTURES = [picture(i) for i in range(COUNT)]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Image files, and beside them everything that names or holds them."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i, data in enumerate(PICTURES):
+        (folder / "files").mkdir(exist_ok=True)
+        (folder / "files" / f"{i}.jpg").write_bytes(data)
+    return folder
+
+
+def names(form: str) -> list[str]:
+    return [form.format(i) for i in range(COUNT)]
+
+
+def as_table(folder: Path, images: pa.Array) -> pa.Table:
+    return pa.table({"image": images, "key": names("k{}"), "label": LABELS})
+
+
+def bytes_parquet(folder: Path) -> str:
+    pq.write_table(as_table(folder, pa.array(PICTURES, pa.binary())), folder / "t.parquet", row_group_size=2)
+    return "t.parquet"
+
+
+def struct_parquet(folder: Path) -> str:
+    cells = [{"bytes": data if i != 3 else None, "path": f"files/{i}.jpg"} for i, data in enumerate(PICTURES)]
+    pq.write_table(as_table(folder, pa.array(cells)), folder / "s.parquet")
+    return "s.parquet"
+
+
+def links_parquet(folder: Path) -> str:
+    pq.write_table(as_table(folder, pa.array(names("files/{}.jpg"))), folder / "l.parquet")
+    return "l.parquet"
+
+
+def arrow_file(folder: Path) -> str:
+    table = as_table(folder, pa.array(PICTURES, pa.large_binary()))
+    with pa.ipc.new_file(folder / "f.arrow", table.schema) as file:
+        file.write_table(table, 3)
+    return "f.arrow"
+
+
+def arrow_stream(folder: Path) -> str:
+    table = as_table(folder, pa.array(PICTURES, pa.binary()))
+    with pa.OSFile(str(folder / "s.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as file:
+        file.write_table(table, 3)
+    return "s.arrow"
+
+
+def jsonl(folder: Path) -> str:
+    lines = [
+        json.dumps({"image": f"files/{i}.jpg", "key": f"k{i}", "label": LABELS[i]}, ensure_ascii=False) + "\n"
+        for i in range(COUNT)
+    ]
+    (folder / "list.jsonl").write_text("".join(lines))
+    return "list.jsonl"
+
+
+FORMS: list[Callable[[Path], str]] = [
+    bytes_parquet,
+    struct_parquet,
+    links_parquet,
+    arrow_file,
+    arrow_stream,
+    jsonl,
+]
+
+
+def planned(uri: str, out: Path, rows: int = 3, limit: int | None = None, **options: Any) -> StoredPlan:
+    return write_plan(place(str(out)), open_input(uri, rows_per_file=rows, **options), rows, limit)
+
+
+def everything(plan: StoredPlan) -> tuple[list[str], list[bytes | None], list[str | None], list[list[Any]]]:
+    ids, data, errors, kept = [], [], [], [[] for _ in plan.source.kept]
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(plan.shards):
+            for rows in read_batches(plan.source, plan.shard(number), 2, 10_000, pool):
+                ids += rows.ids
+                data += rows.data
+                errors += rows.errors
+                for column, values in zip(kept, rows.kept, strict=True):
+                    column += values.to_pylist()
+    return ids, data, errors, kept
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tables_and_lists_give_their_images_ids_and_nested_columns(photos: Path, tmp_path: Path, form: Any) -> None:
+    plan = planned(str(photos / form(photos)), tmp_path, id_column="key", keep=["label"])
+    ids, data, errors, kept = everything(plan)
+    assert ids == names("k{}")
+    assert data == PICTURES
+    assert errors == [None] * COUNT
+    assert kept == [LABELS]
+    assert (plan.images, plan.shards) == (COUNT, 3)
+    assert plan.source.kept[0].type.field("boxes").type == pa.list_(pa.int64())
+
+
+@pytest.mark.parametrize("form", [bytes_parquet, arrow_file, links_parquet, jsonl])
+def test_single_rows_are_read_in_any_order(photos: Path, form: Any) -> None:
+    found = open_input(str(photos / form(photos)), rows_per_file=3)
+    plan = Plan(source=found.source, shards=tuple(found.shards))
+    numbers = [5, 0, 3, 5]
+    if plan.source.sliced:
+        rows = [Row(plan.shards[0].paths[0], number) for number in numbers]
+    else:
+        rows = [Row([path for shard in plan.shards for path in shard.paths][number], 0) for number in numbers]
+    with ThreadPoolExecutor(4) as pool:
+        assert read_rows(plan.source, rows, 10_000, pool).data == [PICTURES[number] for number in numbers]
+
+
+@pytest.mark.parametrize("separator", [",", "\t"])
+def test_a_list_with_columns_keeps_their_types(photos: Path, tmp_path: Path, separator: str) -> None:
+    lines = [separator.join(("key", "image", "score", "caption"))]
+    lines += [separator.join((f"00{i}", f"files/{i}.jpg", f"{i / 2}", f'"a ""{i}"",\n two"')) for i in range(COUNT)]
+    path = photos / ("l.csv" if separator == "," else "l.tsv")
+    path.write_text("\n".join(lines) + "\n")
+    plan = planned(str(path), tmp_path, id_column="key", keep=["score", "caption"])
+    ids, data, _, kept = everything(plan)
+    assert ids == names("00{}"), "an id that looks like a number keeps its zeros"
+    assert data == PICTURES
+    assert kept == [[i / 2 for i in range(COUNT)], [f'a "{i}",\n two' for i in range(COUNT)]]
+
+
+class Server(http.server.SimpleHTTPRequestHandler):
+    """Serves the folder; some paths misbehave."""
+
+    tries: int = 0
+
+    def do_GET(self) -> None:
+        if "flaky" in self.path:
+            type(self).tries += 1
+            if self.tries < 3:
+                self.send_error(503)
+                return
+            self.path = self.path.replace("flaky", "files")
+        if "short" in self.path:
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"only this")
+            return
+        super().do_GET()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def web(photos: Path) -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Server, directory=photos)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_plain_list_may_name_files_here_and_on_the_web_and_what_fails_is_one_image(
+    photos: Path, tmp_path: Path, web: str
+) -> None:
+    lines = ["files/0.jpg", str(photos / "files" / "1.jpg"), f"file://{photos}/files/2.jpg", f"{web}/files/3.jpg"]
+    lines += [f"{web}/flaky/4.jpg", f"{web}/files/gone.jpg", f"{web}/short.jpg", "files/gone.jpg", "ftpx://x/y.jpg"]
+    lines += ["http://127.0.0.1:9/closed.jpg"]
+    (photos / "plain.txt").write_text("\n".join(lines) + "\n\n")
+    ids, data, errors, _ = everything(planned(str(photos / "plain.txt"), tmp_path))
+    assert ids == lines
+    assert data[:5] == PICTURES[:5]
+    assert data[5:] == [None] * 5
+    assert errors[:5] == [None] * 5
+    assert errors[5] == "the web server answers 404 File not found"
+    assert "IncompleteRead" in str(errors[6])
+    assert "No such file" in str(errors[7])
+    assert "ftpx" in str(errors[8])
+    assert "refused" in str(errors[9])
+
+
+def test_a_list_on_the_object_store_names_its_neighbours_and_images_elsewhere(bucket: Any, tmp_path: Path) -> None:
+    query, _, _ = bucket
+    folder = place(f"s3://photos/forms?{query}")
+    for i, data in enumerate(PICTURES):
+        (folder / "files" / f"{i}.jpg").write(data)
+    lines = ["files/0.jpg", "s3://photos/forms/files/1.jpg", f"s3://photos/forms/files/2.jpg?{query}", "files/no.jpg"]
+    (folder / "list.txt").write("\n".join(lines).encode())
+    ids, data, errors, _ = everything(planned(f"s3://photos/forms/list.txt?{query}", tmp_path))
+    assert ids == lines
+    assert data == [*PICTURES[:3], None]
+    assert "cannot be read" in str(errors[3])
+
+
+def test_folders_globs_and_tables_on_the_object_store(bucket: Any, tmp_path: Path) -> None:
+    query, _, _ = bucket
+    folder = place(f"s3://photos/globs?{query}")
+    for i, data in enumerate(PICTURES):
+        (folder / f"a{i % 2}" / "deep" / f"{i}.jpg").write(data)
+    (folder / ".hidden" / "x.jpg").write(b"")
+    listed = everything(planned(f"s3://photos/globs?{query}", tmp_path / "1"))
+    assert listed[0] == sorted(f"a{i % 2}/deep/{i}.jpg" for i in range(COUNT))
+    assert listed[1] == [PICTURES[int(name[-5])] for name in listed[0]]
+    some = everything(planned(f"s3://photos/globs/a1/*/?.jpg?{query}", tmp_path / "2"))
+    assert some[0] == ["deep/1.jpg", "deep/3.jpg", "deep/5.jpg"]
+    assert everything(planned(f"s3://photos/globs/**/[06].jpg?{query}", tmp_path / "3"))[1] == [
+        PICTURES[0],
+        PICTURES[6],
+    ]
+    sink = io.BytesIO()
+    pq.write_table(as_table(tmp_path, pa.array(PICTURES, pa.binary())), sink, row_group_size=2)
+    (place(f"s3://photos/tables?{query}") / "t.parquet").write(sink.getvalue())
+    assert everything(planned(f"s3://photos/tables?{query}", tmp_path / "4", id_column="key"))[:2] == (
+        names("k{}"),
+        PICTURES,
+    )
+
+
+def make_tar(path: Path, mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+        def add(name: str, data: bytes) -> None:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+        for i, data in enumerate(PICTURES):
+            add(f"part/{i:03}.txt", f"caption {i}".encode())
+            add(f"part/{i:03}.{'png' if i % 2 else 'seg.jpg'}" if i == 3 else f"part/{i:03}.jpg", data)
+            add(f"part/{i:03}.json", json.dumps({"n": i}).encode())
+        add("part/lonely.json", b"{}")
+        add("part/000.jpg", PICTURES[0])
+    return path
+
+
+@pytest.mark.parametrize(("suffix", "mode"), [(".tar", "w"), (".tar.gz", "w:gz"), (".tgz", "w:gz")])
+def test_tars_are_read_from_front_to_back_sample_by_sample(tmp_path: Path, suffix: str, mode: str) -> None:
+    make_tar(tmp_path / f"a{suffix}", mode)
+    plan = planned(str(tmp_path), tmp_path / "out", keep=["txt", "json"])
+    ids, data, errors, kept = everything(plan)
+    label = f"a{suffix}/part/"
+    expected = [label + (f"{i:03}.png" if i == 3 else f"{i:03}.jpg") for i in range(COUNT)]
+    assert ids == [*expected, f"{label}lonely", f"{label}000.jpg#2"]
+    assert data == [*PICTURES, None, PICTURES[0]]
+    assert errors[COUNT] == "there is no image beside lonely.json" or "no image" in str(errors[COUNT])
+    assert kept[0] == [*(f"caption {i}" for i in range(COUNT)), None, None]
+    assert kept[1][:2] == ['{"n": 0}', '{"n": 1}']
+    assert (plan.images, plan.shards) == (None, 1)
+
+
+def test_a_tar_that_was_cut_gives_what_it_has_and_says_so(tmp_path: Path) -> None:
+    whole = make_tar(tmp_path / "whole.tar").read_bytes()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "cut.tar").write_bytes(whole[: len(whole) // 2])
+    ids, data, errors, _ = everything(planned(str(tmp_path / "in"), tmp_path / "out"))
+    assert ids[-1] == "cut.tar#end"
+    assert "ends too early" in str(errors[-1])
+    assert 1 <= len([d for d in data if d is not None]) < COUNT
+    assert data[0] == PICTURES[0]
+
+
+def test_a_limit_takes_the_first_images(photos: Path, tmp_path: Path) -> None:
+    for i, form in enumerate((lambda folder: "files", bytes_parquet, jsonl)):
+        plan = planned(str(photos / form(photos)), tmp_path / str(i), limit=5)
+        assert everything(plan)[1] == PICTURES[:5]
+        assert (plan.images, plan.shards) == (5, 2)
+    make_tar(tmp_path / "a.tar")
+    with pytest.raises(InputError, match="--limit needs"):
+        planned(str(tmp_path / "a.tar"), tmp_path / "t", limit=5)
+
+
+def test_a_stored_plan_is_the_same_from_its_record(photos: Path, tmp_path: Path) -> None:
+    for name in ("files", bytes_parquet(photos), jsonl(photos)):
+        options: dict[str, Any] = {} if name == "files" else {"keep": ["label"], "id_column": "key"}
+        plan = planned(str(photos / name), tmp_path / name, **options)
+        settings = {"image_column": "image", "id_column": None, "keep": [], "rows_per_file": 3} | options
+        again = plan_of_record(place(str(tmp_path / name)), json.loads(json.dumps({"plan": plan.to_json()})) | settings)
+        assert [again.shard(n) for n in range(again.shards)] == [plan.shard(n) for n in range(plan.shards)]
+        assert (again.images, again.source.kept) == (plan.images, plan.source.kept)
+        assert plan.ids(2) == (None if name == "t.parquet" else plan.ids(2))
+
+
+def test_ids_are_counted_by_ray_data_where_there_are_many(
+    ray_session: None, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = []
+    for number, ids in enumerate((["a", "b", "c"], ["d", "b", None], ["b", "c", "e"])):
+        pq.write_table(pa.table({"key": ids}), tmp_path / f"{number}.parquet")
+        files.append((place(str(tmp_path)), f"{number}.parquet".encode(), "key"))
+    nulls, number, example = repeated_ids(files, 9)
+    assert (nulls, number) == (1, 2)
+    assert example in ("b", "c")
+    monkeypatch.setattr("jobs.plan.IDS_AT_ONCE", 5)
+    nulls, number, example = repeated_ids(files, 9)
+    assert (nulls, number) == (1, 2)
+    assert example in ("b", "c")
+
+
+def test_lists_that_cannot_be_used_are_refused_with_what_they_have(photos: Path, tmp_path: Path) -> None:
+    cases = {
+        "empty.txt": ("", "is empty"),
+        "a.csv": ("url,caption\nx.jpg,y\n", "no column 'image'; it has url, caption"),
+        "b.jsonl": ('{"image": "x.jpg"}\n{"image": ', "cannot be read as a list"),
+        "c.csv": ("image\nx.jpg\nx.jpg\ny.jpg\n", "1 of column 'image' are given more than once, such as 'x.jpg'"),
+        "d.csv": ("image,a\nx.jpg\ny.jpg,1,2\n", "cannot be read as a list"),
+    }
+    for name, (text, expected) in cases.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError, match=expected):
+            planned(str(tmp_path / name), tmp_path / "out" / name)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "README.txt").write_text("not a list")
+    with pytest.raises(InputError, match=r"a list .* is named itself"):
+        planned(str(tmp_path / "folder"), tmp_path / "out")

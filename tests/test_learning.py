@@ -1,0 +1,56 @@
+"""Training learns real photographs: minutes of it, so `make slow` runs this."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from alit.config import AlitConfig, VQGANConfig
+from alit.initialization import initialize_locally
+from alit.objectives import objective_for
+from alit.recipe import BaseRecipe, DistillRecipe, Recipe
+from alit.tokenizer import Alit
+from alit.training import Batch, Trainer
+from jobs.feed import held_out
+from jobs.measure import distances, floats, of_lengths
+
+PHOTOGRAPHS = 64
+
+
+@pytest.mark.slow
+@pytest.mark.unchecked
+def test_on_64_photographs_the_error_at_the_longest_length_falls_below_half_of_what_it_was_at_step_100(shared):
+    images = held_out(str(shared / "data" / "photos-136" / "val-*.parquet"), size=32, most=PHOTOGRAPHS)
+    assert len(images) == PHOTOGRAPHS
+    base = VQGANConfig(channels=(16, 32, 64), blocks=1, latent_dim=16, codebook_size=256, norm_groups=4)
+    config = AlitConfig(
+        base=base,
+        image_size=32,
+        width=64,
+        depth=2,
+        heads=4,
+        latents_per_iteration=16,
+        iterations=2,
+        code_dim=12,
+        codebook_size=1024,
+    )
+    torch.manual_seed(0)
+    model = Alit(config)
+    common = {"batch_size": 16, "warmup": 20, "learning_rate": 3e-3, "bf16": False, "quantize_from": 100}
+
+    def error(recipe: Recipe, *marks: int) -> list[float]:
+        trainer, found = Trainer(model, objective_for(model, recipe), recipe), []
+        for step in range(recipe.steps):
+            rows = torch.randperm(PHOTOGRAPHS, generator=torch.Generator().manual_seed(step))[:16]
+            trainer.train_step(Batch(images[rows]))
+            if step + 1 in marks:
+                pixels = floats(model, images)
+                with torch.no_grad():
+                    *_, longest = of_lengths(model, pixels)
+                    found.append(float(distances(pixels, longest.pictures).l1.mean()))
+        return found
+
+    error(BaseRecipe(steps=300, **common))
+    initialize_locally(model, torch.Generator().manual_seed(0))
+    early, late = error(DistillRecipe(steps=400, quantize_over=50, pixel_weight=10.0, pixel_from=0, **common), 100, 400)
+    assert late < early / 2, f"L1 {early:.4f} at step 100, {late:.4f} at step 400"

@@ -1,0 +1,149 @@
+"""Who runs with whom: a rollout without a model, of images that know how many iterations they need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from alit.base import BaseTokens
+from alit.pooling import Answer, Pool, State, pooled
+
+K = 4
+
+
+@dataclass
+class Toy:
+    """Batches of images, each image the number of iterations that it needs; what it saw of its own rollout."""
+
+    batches: list[list[int]]
+    size: int | None
+    pulled: int = 0
+    finished: int = 0
+    waiting: list[int] = field(default_factory=list)
+    slices: list[list[list[int]]] = field(default_factory=lambda: [[] for _ in range(K)])
+
+    @property
+    def needs(self) -> list[int]:
+        return [need for batch in self.batches for need in batch]
+
+    def arrivals(self) -> Iterator[State]:
+        """States whose every part holds the images' running numbers."""
+        images = 0
+        for batch in self.batches:
+            self.waiting.append(images - self.finished)
+            self.pulled += 1
+            yield State.of(torch.arange(images, images + len(batch)).float().reshape(-1, 1, 1, 1).expand(-1, 3, 1, 1))
+            images += len(batch)
+        self.waiting.append(images - self.finished)
+
+    def advance(self, state: State, iteration: int) -> State | None:
+        column = state.images[:, :1, 0, 0]
+        numbers = column.squeeze(-1).long()
+        if iteration == 0:
+            assert state.base is state.x_BSD is None
+            base = BaseTokens(column[:, :, None, None], column[:, :, None, None], numbers[:, None])
+        else:
+            assert state.base is not None
+            assert state.x_BSD is not None
+            base = state.base
+            for part in (state.x_BSD[:, 0, 0], base.latents_BDhw.flatten(), base.target_BDhw.flatten(), base.ids_BG):
+                assert part is not None
+                assert torch.equal(part.flatten().long(), numbers)
+        state.record(column.squeeze(-1) + iteration / 8)
+        self.slices[iteration].append(numbers.tolist())
+        done = torch.tensor([self.needs[number] == iteration + 1 for number in numbers])
+        state.finish(done, numbers[:, None].expand(-1, iteration + 1), done)
+        self.finished += int(done.sum())
+        if done.all():
+            return None
+        return replace(state, base=base, x_BSD=column[:, :, None]).take((~done).nonzero().squeeze(-1))
+
+    def run(self) -> Iterator[list[Answer]]:
+        return pooled(self.arrivals(), self.advance, Pool(K, self.size))
+
+
+NEEDS = st.lists(st.lists(st.integers(1, K), max_size=9), max_size=12)
+
+
+@given(NEEDS, st.integers(1, 7))
+def test_every_image_gets_its_own_answer_in_its_own_batch(batches, size):
+    answered = list(Toy(batches, size).run())
+    assert [len(answers) for answers in answered] == [len(batch) for batch in batches]
+    every = [answer for answers in answered for answer in answers]
+    for number, (answer, need) in enumerate(zip(every, Toy(batches, size).needs, strict=True)):
+        assert isinstance(answer.tokens, Tensor)
+        assert answer.tokens.tolist() == [number] * need
+        assert answer.trace == [number + k / 8 for k in range(need)]
+        assert answer.satisfied
+
+
+@given(NEEDS, st.integers(1, 7))
+def test_slices_are_whole_but_for_the_last_one_of_each_iteration_and_images_come_in_turn(batches, size):
+    toy = Toy(batches, size)
+    list(toy.run())
+    for k, slices in enumerate(toy.slices):
+        needing = [number for number, need in enumerate(toy.needs) if need > k]
+        assert [number for numbers in slices for number in numbers] == needing
+        assert [len(numbers) for numbers in slices[:-1]] == [size] * (len(slices) - 1)
+        assert len(slices) == math.ceil(len(needing) / size)
+
+
+@given(NEEDS, st.integers(1, 7))
+def test_few_images_wait_when_a_batch_is_pulled(batches, size):
+    toy = Toy(batches, size)
+    list(toy.run())
+    assert len(toy.waiting) == len(batches) + 1
+    assert max(toy.waiting) <= K * (size - 1)
+
+
+def test_a_batch_comes_out_as_soon_as_its_images_and_the_earlier_batches_are_done():
+    toy = Toy([[1, 1], [2, 1], [1, 1], [2, 1], [1, 1]], size=2)
+    pulled = []
+    for _ in toy.run():
+        pulled.append(toy.pulled)
+    assert pulled == [1, 4, 4, 4, 5]  # the two long ones share their second iteration
+
+
+def test_the_deepest_whole_slice_runs_first_and_the_shallowest_one_at_the_end():
+    toy, order = Toy([[4, 4, 1], [4, 3, 2], [4]], size=2), []
+    advance = toy.advance
+
+    def watched(state: State, iteration: int) -> State | None:
+        order.append((iteration, len(state)))
+        return advance(state, iteration)
+
+    list(pooled(toy.arrivals(), watched, Pool(K, 2)))
+    assert order == [(0, 2), (1, 2), (2, 2), (3, 2), (0, 2), (0, 2), (1, 2), (2, 2), (0, 1), (1, 2), (2, 1), (3, 2)]
+
+
+def test_as_many_as_come_first_run_together_where_no_size_is_given():
+    toy = Toy([[], [2, 2, 1], [2, 1, 1, 2], [1]], size=None)
+    list(toy.run())
+    assert [[len(numbers) for numbers in slices] for slices in toy.slices] == [[3, 3, 2], [3, 1], [], []]
+
+
+@pytest.mark.parametrize("batches", [[], [[]], [[], []]])
+def test_nothing_runs_where_there_are_no_images(batches):
+    toy = Toy(batches, size=None)
+    assert list(toy.run()) == batches
+    assert toy.slices == [[], [], [], []]
+
+
+def test_images_that_wait_hold_no_memory_of_those_that_left():
+    pool = Pool(1, 4)
+    pool.add(0, State.of(torch.zeros(100, 3, 8, 8)))
+    pool.take(0)
+    pool.add(0, State.of(torch.zeros(3, 3, 8, 8)))
+    sizes = []
+    while pool.ready(flush=True) is not None:
+        images = pool.take(0).images
+        sizes.append(len(images))
+        assert images.untyped_storage().nbytes() == images.nbytes
+    assert sizes == [4] * 24 + [3]
