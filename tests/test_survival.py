@@ -1,0 +1,133 @@
+"""The job under attack, on a real Ray: processes killed, decoders crashed, storage that fails; nothing lost or doubled."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from small_models import TINY
+from soak import Run, attack, compare, finished
+
+from alit.errors import AlitError
+from alit.images import encode_image
+from alit.tokenizer import Alit
+from alit.tokens import TokenDataset
+from alit.weights import save_weights
+from jobs import shards
+from jobs.options import TokenizeOptions
+from jobs.tokenize import tokenize
+from jobs.verify import verify
+
+COUNT = 600
+ROWS = 20
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("weights") / "tiny"
+    save_weights(folder, Alit(TINY), provenance={})
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six hundred small pictures, of which some are none."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(COUNT):
+        pixels = np.random.default_rng(i).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        (folder / f"{i:04}.png").write_bytes(encode_image(pixels) if i % 50 else b"no picture")
+    return folder
+
+
+def options(weights: str, **changes: Any) -> TokenizeOptions:
+    settings: dict[str, Any] = {"criterion": "l1:0.2", "rows_per_file": ROWS, "batch_size": 8, "workers": 1}
+    return TokenizeOptions(weights=weights, **settings | changes)
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_session: None, photos: Path, weights: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    tokenize(str(photos), str(output), options(weights), quiet())
+    return output
+
+
+def test_killed_and_terminated_and_started_again_the_job_ends_with_the_same_files(
+    undisturbed: Path, photos: Path, weights: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    arguments = [
+        "tokenize",
+        str(photos),
+        str(output),
+        "--weights",
+        weights,
+        "--criterion",
+        "l1:0.2",
+        "--batch-size",
+        "8",
+    ]
+    arguments += ["--rows-per-file", str(ROWS), "--workers", "2"]
+    result = attack(Run(arguments, output, tmp_path / "log"), COUNT // ROWS, ["actor", "rename", "terminate", "driver"])
+    compare(output, undisturbed, result)
+    assert result.different == []
+    assert 0 <= result.encoded_again <= 4 * 2 * ROWS
+    assert finished(output) == COUNT // ROWS
+    assert verify(str(output), quiet())
+    assert not [name for name in os.listdir(output / "data") if name.startswith(".")]
+
+
+@pytest.mark.parametrize("decode_workers", [0, 1])
+def test_an_image_that_crashes_its_decoder_costs_one_image(
+    ray_session: None, photos: Path, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decode_workers: int
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(1, 26):
+        (folder / f"{i}.png").write_bytes((photos / f"{i:04}.png").read_bytes())
+    (folder / "13.png").write_bytes(b"CRASH")
+    decode_image = shards.decode_image
+
+    def crashing(data: bytes, *rest: Any) -> Any:
+        if data == b"CRASH":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return decode_image(data, *rest)
+
+    monkeypatch.setattr(shards, "decode_image", crashing)
+    output = tmp_path / "out"
+    summary = tokenize(
+        str(folder), str(output), options(weights, rows_per_file=10, decode_workers=decode_workers), quiet()
+    )
+    assert (summary.totals.images, summary.totals.rejects) == (24, 1)
+    (reject,) = TokenDataset(output).rejects().to_pylist()
+    assert (reject["id"], reject["reason"]) == ("13.png", "decoder_crashed")
+    assert verify(str(output), quiet())
+
+
+def test_a_job_that_rejects_most_images_is_stopped_and_goes_on_where_that_is_wanted(
+    ray_session: None, weights: str, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(400):
+        (tmp_path / "in" / f"{i}.jpg").write_bytes(b"GIF8 is no JPEG" if i else b"")
+    with pytest.raises(
+        AlitError, match=r"images were rejected, more than --max-reject-rate 0\.5 allows; such as '0\.jpg'"
+    ):
+        tokenize(str(tmp_path / "in"), str(tmp_path / "out"), options(weights, rows_per_file=100), quiet())
+    assert not (tmp_path / "out" / "_manifest.json").exists()
+    again = options(weights, rows_per_file=100, max_reject_rate=1.0)
+    summary = tokenize(str(tmp_path / "in"), str(tmp_path / "out"), again, quiet())
+    assert summary.totals.rejects == 400
+    assert summary.encoded < 400, "finished shards are kept"
+    assert verify(str(tmp_path / "out"), quiet())
