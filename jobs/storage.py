@@ -64,7 +64,10 @@ def reason(error: BaseException) -> str:
             "with ?anonymous=true for a public bucket"
         )
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return text.strip().splitlines()[0]
+    text = text.strip().splitlines()[0]
+    if isinstance(error, PermissionError) and "denied" not in text.lower():
+        return f"permission denied: {text}"
+    return text
 
 
 @contextmanager

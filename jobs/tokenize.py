@@ -99,7 +99,7 @@ def tokenize(
                 folder.remove_folder()
             with counting(console, "planning", "images found") as tell:
                 plan = write_plan(folder, found, options.rows_per_file, options.limit, tell)
-            record = asdict(metadata) | settings | {"batch_size": size, "plan": plan.to_json()}
+            record = job_record(metadata, source, options, size, plan)
             (folder / JOB).write(json.dumps(record, indent=1).encode())
         job = Job(
             source=plan.source,
@@ -134,6 +134,13 @@ def _settings(source: str, options: TokenizeOptions) -> dict[str, Any]:
     bare = split_options(source)[0] if "://" in source else place(source).path
     names = ("image_column", "id_column", "rows_per_file", "limit", "max_bytes", "max_pixels")
     return {"input": bare, "keep": list(options.keep)} | {name: getattr(options, name) for name in names}
+
+
+def job_record(
+    metadata: Metadata, source: str, options: TokenizeOptions, size: int, plan: StoredPlan
+) -> dict[str, Any]:
+    """What `_job.json` holds: all that it takes to go on, and to refuse to go on with something else."""
+    return asdict(metadata) | _settings(source, options) | {"batch_size": size, "plan": plan.to_json()}
 
 
 def batch_size(options: TokenizeOptions, before: dict[str, Any] | None, loaded: Weights) -> int:

@@ -2,8 +2,8 @@
 
     python tests/soak.py INPUT WORK [--kills driver actor rename node driver] [--rows-per-file 256]
 
-The job runs on a Ray cluster of two nodes on this machine. Each kill comes when a share of the files is there that grows
-from kill to kill. `make test` runs a short form of it (`tests/test_survival.py`).
+The job runs on a Ray cluster of two nodes on this machine. Each kill comes when a share of the files is there, which
+grows from kill to kill. `make test` runs a short form of it (`tests/test_survival.py`).
 """
 
 from __future__ import annotations

@@ -80,8 +80,8 @@ def test_one_connection_carries_chunks_and_answers_without_a_body(server):
 
 
 def test_every_read_is_right_in_the_end(server):
-    with FlakyProxy(server, rate=0, stall=1.2) as proxy:
-        s3 = client(proxy, read_timeout=0.8, max_pool_connections=50)
+    with FlakyProxy(server, rate=0, stall=0.75) as proxy:
+        s3 = client(proxy, attempts=3, read_timeout=0.5, max_pool_connections=50)
         s3.retries = 10  # of bodies, which botocore does not retry; of a hundred, one may fail five times in a row
         for i in range(10):
             s3.pipe_file(f"photos/read/{i}", DATA[i : i + 300_000])

@@ -1,9 +1,11 @@
-"""The job under attack, on a real Ray: processes killed, decoders crashed, storage that fails; nothing lost or doubled."""
+"""The job under attack, on a real Ray: processes killed, decoders crashed, storage failing; nothing lost or doubled."""
 
 from __future__ import annotations
 
 import io
 import os
+import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flaky_proxy import FlakyProxy
 from rich.console import Console
 from small_models import TINY
 from soak import Run, attack, compare, finished
@@ -131,3 +134,33 @@ def test_a_job_that_rejects_most_images_is_stopped_and_goes_on_where_that_is_wan
     assert summary.totals.rejects == 400
     assert summary.encoded < 400, "finished shards are kept"
     assert verify(str(tmp_path / "out"), quiet())
+
+
+def test_through_a_network_that_fails_and_a_bucket_that_turns_read_only_nothing_is_lost(
+    bucket: Any, undisturbed: Path, photos: Path, weights: str, tmp_path: Path
+) -> None:
+    query, folder, _ = bucket
+    target = str(re.search(r"127\.0\.0\.1:\d+", query)[0])  # pyright: ignore[reportOptionalSubscript]
+    shutil.copytree(photos, folder / "in")
+    with FlakyProxy(target, rate=0.05, stall=5, seed=0) as proxy:
+        through = f"endpoint=http://{proxy.address}&region=us-east-1&timeout=1"
+        arguments = ["tokenize", f"s3://photos/in?{through}", f"s3://photos/out?{through}", "--weights", weights]
+        arguments += ["--criterion", "l1:0.2", "--batch-size", "8", "--rows-per-file", str(ROWS), "--workers", "2"]
+        run = Run(arguments, folder / "out", tmp_path / "log")
+        run.start()
+        run.wait_until(lambda: finished(folder / "out") >= 5)
+        proxy.read_only = True
+        assert run.process is not None
+        assert run.process.wait(120) == 2
+        proxy.read_only = False
+        said = run.log.read_text()
+        assert re.search(r"alit: .*cannot be written: permission denied", said), said[-2000:]
+        assert "Traceback" not in said
+        assert not (folder / "out" / "_manifest.json").exists()
+        run.start()
+        assert run.process.wait(300) == 0, run.log.read_text()[-3000:]
+        assert min(proxy.faults[kind] for kind in ("unavailable", "cut", "stalled")) > 0, proxy.faults
+    for name in ("data", "_rejects"):
+        for file in sorted((undisturbed / name).iterdir()):
+            assert (folder / "out" / name / file.name).read_bytes() == file.read_bytes(), file.name
+    assert verify(f"s3://photos/out?{query}", quiet())

@@ -1,0 +1,169 @@
+"""`alit verify` sees every kind of damage, and none where there is none. No Ray."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from rich.console import Console
+from small_models import TINY
+
+from alit.errors import AlitError
+from alit.images import encode_image
+from alit.tokenizer import Alit
+from alit.weights import load_weights, save_weights
+from jobs.inputs import open_input
+from jobs.options import TokenizeOptions
+from jobs.output import JOB, Totals, finish
+from jobs.plan import write_plan
+from jobs.shards import Job, decoded_batches, metadata_of, tokenize_shard
+from jobs.storage import place
+from jobs.tokenize import job_record
+from jobs.verify import verify
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three shards of a table with ids of its own, one image of which is bad."""
+    folder = tmp_path_factory.mktemp("verify")
+    torch.manual_seed(0)
+    save_weights(folder / "weights", Alit(TINY), provenance={})
+    weights = load_weights(folder / "weights")
+    pixels = np.random.default_rng(0).integers(0, 256, (11, 16, 16, 3), dtype=np.uint8)
+    images = [encode_image(image) for image in pixels]
+    images[3] = b"no picture"
+    pq.write_table(pa.table({"image": images, "key": [f"k{i}" for i in range(11)]}), folder / "t.parquet")
+    for name, options in (("own", TokenizeOptions(id_column="key", keep=("key",))), ("plain", TokenizeOptions())):
+        output, metadata = place(str(folder / name)), metadata_of(weights, "l1:0.25")
+        source = str(folder / "t.parquet")
+        found = open_input(source, rows_per_file=4, keep=options.keep, id_column=options.id_column)
+        plan = write_plan(output, found, 4, None)
+        (output / JOB).write(json.dumps(job_record(metadata, source, options, 64, plan)).encode())
+        job = Job(source=plan.source, output=output, metadata=metadata, weights=str(folder / "weights"))
+        totals = Totals()
+        for shard in map(plan.shard, range(plan.shards)):
+            *_, last = tokenize_shard(job, weights.model, shard, decoded_batches(job, shard))
+            totals.add(last)
+        finish(output, metadata, plan, totals)
+    return folder
+
+
+def said(folder: Path) -> tuple[bool, str]:
+    text = io.StringIO()
+    return verify(str(folder), Console(file=text, width=1000)), text.getvalue()
+
+
+@pytest.mark.parametrize("name", ["own", "plain"])
+def test_a_sound_dataset_is_found_to_be_sound(dataset: Path, name: str) -> None:
+    sound, text = said(dataset / name)
+    assert sound
+    assert "3 shards, 10 images and 1 rejects: every planned image once, all files whole" in text
+
+
+def rewritten(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    table = pq.read_table(path)
+    pq.write_table(change(table).replace_schema_metadata(table.schema.metadata), path)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[60] ^= 0xFF
+    path.write_bytes(data)
+
+
+def replaced(table: pa.Table, name: str, values: list) -> pa.Table:
+    index = table.schema.get_field_index(name)
+    return table.set_column(index, table.schema.field(index), pa.array(values, table.schema.field(index).type))
+
+
+def one_more(values: list) -> list:
+    return [values[0] + 1, *values[1:]]
+
+
+DATA1 = "data/00000001.parquet"
+DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
+    ("missing tokens", lambda d: (d / DATA1).unlink(), "data/00000001.parquet is missing"),
+    ("missing rejects", lambda d: (d / "_rejects/00000002.parquet").unlink(), "_rejects/00000002.parquet is missing"),
+    ("a flipped byte", lambda d: flip(d / DATA1), "data/00000001.parquet is damaged"),
+    ("cut short", lambda d: (d / DATA1).write_bytes((d / DATA1).read_bytes()[:-9]), "is damaged"),
+    ("a stray file", lambda d: shutil.copy(d / DATA1, d / "data" / "00000009.parquet"), "1 files that are not planned"),
+    ("another shard's file", lambda d: shutil.copy(d / "data/00000000.parquet", d / DATA1), "images are not planned"),
+    ("a row lost", lambda d: rewritten(d / DATA1, lambda t: t.slice(1)), "1 planned images are missing, such as"),
+    ("a row doubled", lambda d: rewritten(d / DATA1, lambda t: pa.concat_tables([t, t.slice(0, 1)])), "more than once"),
+    (
+        "a wrong number of tokens",
+        lambda d: rewritten(d / DATA1, lambda t: replaced(t, "num_tokens", one_more(t["num_tokens"].to_pylist()))),
+        "num_tokens is not the number of tokens",
+    ),
+    (
+        "an id that the codebook has not",
+        lambda d: rewritten(
+            d / DATA1, lambda t: replaced(t, "tokens", [[64, *row[1:]] for row in t["tokens"].to_pylist()])
+        ),
+        "the id 64, where the codebook has 64",
+    ),
+    (
+        "an odd length",
+        lambda d: rewritten(d / DATA1, lambda t: replaced(t, "tokens", [row[1:] for row in t["tokens"].to_pylist()])),
+        "which is no length of the model",
+    ),
+    (
+        "a trace cut short",
+        lambda d: rewritten(d / DATA1, lambda t: replaced(t, "trace", [r[1:] for r in t["trace"].to_pylist()])),
+        "a trace does not have",
+    ),
+    ("another schema", lambda d: rewritten(d / DATA1, lambda t: t.drop_columns("score")), "without score (float)"),
+    (
+        "other metadata",
+        lambda d: pq.write_table(pq.read_table(d / DATA1).replace_schema_metadata({"alit": "{}"}), d / DATA1),
+        "carries other metadata than the job",
+    ),
+    ("no manifest", lambda d: (d / "_manifest.json").unlink(), "it is not complete"),
+    (
+        "a manifest that counts wrong",
+        lambda d: (d / "_manifest.json").write_text(
+            (d / "_manifest.json").read_text().replace('"images": 10', '"images": 12')
+        ),
+        "_manifest.json says 12 images, the files hold 10",
+    ),
+]
+
+
+@pytest.mark.parametrize(("damage", "expected"), [d[1:] for d in DAMAGE], ids=[d[0] for d in DAMAGE])
+def test_damage_is_found(dataset: Path, tmp_path: Path, damage: Callable[[Path], object], expected: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset / "plain", copy)
+    damage(copy)
+    sound, text = said(copy)
+    assert not sound
+    assert expected in text
+
+
+def test_an_id_that_two_shards_hold_is_found_where_the_plan_does_not_know_ids(dataset: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset / "own", copy)
+    rewritten(copy / DATA1, lambda t: replaced(t, "id", ["k0", *t["id"].to_pylist()[1:]]))
+    sound, text = said(copy)
+    assert not sound
+    assert "1 ids are there more than once" in text
+
+
+def test_what_is_no_dataset_or_has_no_plan_is_a_sentence(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(AlitError, match=r"has no _job\.json"):
+        verify(str(tmp_path), Console(quiet=True))
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset / "plain", copy)
+    shutil.rmtree(copy / "_plan")
+    with pytest.raises(AlitError, match="plan cannot be read"):
+        verify(str(copy), Console(quiet=True))
+    (copy / "_job.json").write_text("{")
+    with pytest.raises(AlitError, match=r"_job\.json is damaged"):
+        verify(str(copy), Console(quiet=True))
