@@ -8,10 +8,10 @@
     ├── CheckpointError   a published checkpoint
     ├── DatasetError      a token dataset
     ├── TrainingError     a training run
-    ├── InputError        the input of a job        (jobs.inputs)
+    ├── InputError        the input of a job        (jobs.listing)
     └── StorageError      a place to read or write  (jobs.storage)
 
-`ImageError` lives in `alit.images`, beside its reasons.
+`ImageError` lives in `alit.formats`, beside its reasons.
 """
 
 

@@ -7,6 +7,7 @@ actor reads, decodes, encodes and writes it, so that nothing but numbers and cou
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -36,6 +37,7 @@ PLAINLY = 256
 """Images of which the share of rejects says something."""
 TASKS_PER_WORKER = 32
 SHARDS_PER_TASK = 64
+CPUS_BESIDE_GPU = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,14 +170,8 @@ def _run(job: Job, plan: StoredPlan, options: TokenizeOptions, output: str, cons
     follower = Follower(plan, totals, options.max_reject_rate, console)
     if todo:
         with ray_session() as ray, stop_on_sigterm(), unwrapped():  # Ray sets a handler of its own
-            gpus = options.gpus_per_worker
-            if gpus is None:
-                gpus = float(ray.cluster_resources().get("GPU", 0) > 0)
-            count = options.workers or max(1, int(ray.cluster_resources().get("GPU", 0)) if gpus else local_cpus())
-            decoders = options.decode_workers
-            if decoders is None:
-                decoders = max(1, local_cpus() // count) if gpus else 0
-            dataset = stages(job, plan, todo, workers=min(count, len(todo)), decoders=decoders, gpus=gpus)
+            workers, decoders, gpus = _resources(options, ray.cluster_resources())
+            dataset = stages(job, plan, todo, workers=min(workers, len(todo)), decoders=decoders, gpus=gpus)
             follower.follow(dataset.iter_rows())
     missing = set(todo) - follower.done
     assert not missing, f"every shard is done before the manifest, but for {sorted(missing)[:5]}"
@@ -188,6 +184,19 @@ def _run(job: Job, plan: StoredPlan, options: TokenizeOptions, output: str, cons
         output=output,
         metadata=job.metadata,
     )
+
+
+def _resources(options: TokenizeOptions, there: dict[str, float]) -> tuple[int, int, float]:
+    """Workers, decoding tasks for each, and GPUs of each, as asked for or as there is room for."""
+    gpus = options.gpus_per_worker
+    if gpus is None:
+        gpus = float(there.get("GPU", 0) > 0)
+    cpus = int(there.get("CPU", 1)) if os.environ.get("RAY_ADDRESS") else local_cpus()
+    workers = options.workers or max(1, int(there.get("GPU", 0) / gpus) if gpus else cpus)
+    decoders = options.decode_workers
+    if decoders is None:
+        decoders = max(0, int((cpus - CPUS_BESIDE_GPU * workers) // workers)) if gpus else 0
+    return workers, decoders, gpus
 
 
 def stages(
@@ -207,7 +216,7 @@ def stages(
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
-        num_cpus=0.5 if gpus else 1,
+        num_cpus=CPUS_BESIDE_GPU if gpus else 1,
         num_gpus=gpus or None,
     )
 

@@ -268,10 +268,14 @@ def test_a_place_that_cannot_be_written_is_a_sentence(photographs, base, tmp_pat
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-def test_storage_without_permission_is_a_sentence(photographs, base, bucket, capsys):
+def test_storage_without_permission_is_a_sentence(photographs, base, bucket, capsys, monkeypatch):
     query, folder, _ = bucket
-    run = f"s3://somebody:else@photos/forbidden?{query}"
-    assert "cannot be listed" in refused(capsys, "distill", photographs, run, "--no-ray", "--init", base)
+    with_key = f"s3://somebody:else@photos/forbidden?{query}"
+    assert "must not hold credentials" in refused(capsys, "distill", photographs, with_key, "--no-ray", "--init", base)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    run = f"s3://photos/forbidden?{query}&timeout=29"  # options of its own, so a client of its own
+    assert "cannot be" in (error := refused(capsys, "distill", photographs, run, "--no-ray", "--init", base))
+    assert "denied" in error or "signature" in error
     assert not (folder / "forbidden").exists()
 
 
