@@ -165,6 +165,7 @@ def write_plan(folder: Place, found: Input, rows_per_file: int, limit: int | Non
     )
     if escaped or source.kind == "links" or (source.kind == "table" and source.id_column):
         _require_unique_ids(plan)
+        pa.default_memory_pool().release_unused()  # the ids
     return plan
 
 

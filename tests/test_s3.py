@@ -15,7 +15,7 @@ from alit.tokenizer import Alit
 from alit.tokens import TokenDataset
 from alit.weights import load_weights, save_weights
 from jobs.checkpoints import Checkpoints, Saved
-from jobs.inputs import make_plan, open_input
+from jobs.inputs import InputError, make_plan, open_input
 from jobs.output import Totals, finish
 from jobs.plan import write_plan
 from jobs.shards import Job, decoded_batches, metadata_of, tokenize_shard
@@ -67,6 +67,38 @@ def test_a_bucket_that_is_not_named_or_not_there_is_a_sentence(bucket):
         place("s3://")
     with pytest.raises(ValueError, match="does not exist"):
         make_plan(f"s3://absent/in?{query}", rows_per_file=4)
+
+
+def test_options_and_credentials_that_are_wrong_are_a_sentence_each(bucket, monkeypatch):
+    query, _, _ = bucket
+    (place(f"s3://photos/locked?{query}") / "a.jpg").write(b"")
+    for uri, expected in (
+        ("s3://key:secret@photos/in", "must not hold credentials"),
+        ("s3://photos/in?secret_key=x", "must not hold credentials"),
+        ("s3://photos/in?endpint=http://x", "unknown option 'endpint'; there are endpoint, region"),
+        ("s3://photos/in?timeout=soon", "must be a number of seconds above 0, got 'soon'"),
+        ("s3://photos/in?anonymous=yes", "anonymous must be true or false"),
+        ("https://photos/in", "is no folder"),
+        ("gopher://photos/in", "cannot be opened: Protocol not known"),
+    ):
+        with pytest.raises(StorageError, match=expected):
+            place(uri)
+    assert "secret" not in repr(place(f"s3://photos/in?{query}"))
+    for changes, words in (
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "denied|signature"),
+        (
+            {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "HOME": "/nowhere"},
+            "no credentials were found; set AWS",
+        ),
+    ):
+        with monkeypatch.context() as patch:
+            for name, value in changes.items():
+                patch.setenv(name, value)
+            uri = f"s3://photos/locked?{query}&timeout={20 + len(changes)}"  # a client of its own
+            with pytest.raises(InputError, match=words) as caught:
+                make_plan(uri, rows_per_file=4)
+            assert "\n" not in str(caught.value)
+    assert make_plan(f"s3://photos/locked?{query}", rows_per_file=4).images == 1
 
 
 def test_a_file_written_in_pieces_appears_whole_or_not_at_all(bucket):

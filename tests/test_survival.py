@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ from alit.tokens import TokenDataset
 from alit.weights import save_weights
 from jobs import shards
 from jobs.options import TokenizeOptions
-from jobs.tokenize import tokenize
+from jobs.runner import local_cpus
+from jobs.tokenize import _resources, tokenize
 from jobs.verify import verify
 
 COUNT = 600
@@ -164,3 +167,41 @@ def test_through_a_network_that_fails_and_a_bucket_that_turns_read_only_nothing_
         for file in sorted((undisturbed / name).iterdir()):
             assert (folder / "out" / name / file.name).read_bytes() == file.read_bytes(), file.name
     assert verify(f"s3://photos/out?{query}", quiet())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 160 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=160k", "none", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_on_a_disk_that_fills_the_job_stops_with_a_sentence_and_goes_on_when_there_is_room(
+    undisturbed: Path, photos: Path, weights: str, small_disk: Path
+) -> None:
+    output = small_disk / "out"
+    with pytest.raises(AlitError, match=r"cannot be written: No space left on device"):
+        tokenize(str(photos), str(output), options(weights), quiet())
+    written = finished(output)
+    assert 0 < written < COUNT // ROWS
+    subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
+    summary = tokenize(str(photos), str(output), options(weights), quiet())
+    assert summary.encoded == COUNT - ROWS * written
+    for file in undisturbed.rglob("*.parquet"):
+        assert (output / file.relative_to(undisturbed)).read_bytes() == file.read_bytes()
+
+
+def test_as_many_workers_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = {"CPU": 64.0, "GPU": 8.0}
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
+    assert _resources(TokenizeOptions(), cluster) == (8, 7, 1.0)
+    assert _resources(TokenizeOptions(gpus_per_worker=0.5), cluster) == (16, 3, 0.5)
+    assert _resources(TokenizeOptions(workers=2, decode_workers=1), cluster) == (2, 1, 1.0)
+    assert _resources(TokenizeOptions(), {"CPU": 64.0}) == (64, 0, 0.0)
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert _resources(TokenizeOptions(), {"CPU": 1000.0}) == (local_cpus(), 0, 0.0)
