@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 UNFINISHED := .venv/.unfinished
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check clean
+.PHONY: help demo test slow soak check clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -22,9 +22,13 @@ test: $(INSTALLED) ## run the tests; ARGS="-k name" passes options on to pytest
 	@echo "test: pytest $(ARGS)"
 	@$(PY) -m pytest $(ARGS)
 
-slow: $(INSTALLED) ## runs the tests that take minutes: a cluster whose nodes come and go
+slow: $(INSTALLED) ## run the tests that take minutes: training that learns, a cluster whose nodes come and go
 	@echo "slow: pytest -m slow $(ARGS)"
 	@$(PY) -m pytest -m slow $(ARGS)
+
+soak: $(INSTALLED) ## kill a job again and again and compare its files: make soak INPUT=photos/
+	@echo "soak: tests/soak.py $(INPUT) soak"
+	@$(PY) tests/soak.py "$(INPUT)" soak
 
 check: $(INSTALLED) ## lint, formatting, types, and which package may import which
 	@echo "check: ruff check"
