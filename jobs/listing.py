@@ -105,7 +105,7 @@ def _list_remote(uri: str) -> tuple[Place, Names, bool]:
                 accepts = re.compile(glob_translate(pattern)).match
                 start = pattern[: re.search(r"[*?\[]", pattern).start()]  # pyright: ignore[reportOptionalMemberAccess]
                 return root, (n for n in _keys(bare, root, start) if accepts(n.decode())), False
-            if "/" in path and fs.isfile(path):
+            if "/" in path and _is_file(whole):
                 folder, _, name = path.rpartition("/")
                 return Place(fs, folder), iter([name.encode()]), False
             names = _keys(bare, whole, "")
@@ -121,6 +121,13 @@ def _list_remote(uri: str) -> tuple[Place, Names, bool]:
         yield from names
 
     return whole, following(), True
+
+
+def _is_file(where: Place) -> bool:
+    try:
+        return where.fs.info(where.path)["type"] == "file"  # isfile would take an outage for no
+    except FileNotFoundError:
+        return False
 
 
 def _keys(uri: str, root: Place, start: str) -> Names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -58,11 +59,6 @@ _EVERYTHING = 1 << 62  # bytes, as the end of a range: without one, s3fs asks fo
 
 def reason(error: BaseException) -> str:
     """What an error of storage means, in one line."""
-    if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
-        return (
-            "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or end the URI "
-            "with ?anonymous=true for a public bucket"
-        )
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     text = text.strip().splitlines()[0]
     if isinstance(error, PermissionError) and "denied" not in text.lower():
@@ -78,15 +74,24 @@ def as_os_error() -> Iterator[None]:
     except (OSError, AlitError):
         raise
     except Exception as error:
-        if type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp", "s3fs", "fsspec"):
+        if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
+            raise PermissionError(
+                "denied, as no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, "
+                "or end the URI with ?anonymous=true for a public bucket"
+            ) from error
+        if _of_client(error):
             raise OSError(reason(error)) from error
         raise
 
 
+def _of_client(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp", "s3fs", "fsspec")
+
+
 def is_outage(error: OSError) -> bool:
     """Whether an error of an object store says nothing about the object: the next try may succeed."""
-    from_client = isinstance(error, TimeoutError | ConnectionError) or error.__cause__ is not None
-    return from_client and not isinstance(error, _REFUSED)
+    network = isinstance(error, TimeoutError | ConnectionError) or error.__cause__ is not None or _of_client(error)
+    return network and not isinstance(error, _REFUSED) and error.errno not in (errno.EINVAL, errno.EPERM)
 
 
 @contextmanager
@@ -217,7 +222,13 @@ class Place:
                 file.discard()
             file.closed = True  # or its end of life would write what there is
             raise
-        file.close()
+        size = file.tell()
+        try:
+            file.close()
+        except FileNotFoundError:  # the answer to a first try was lost: the upload that it completed is gone
+            file.closed = True
+            if self.fs.info(self.path)["size"] != size:
+                raise
 
     def remove_file(self) -> None:
         """Removes a file, if it is there.
@@ -330,7 +341,7 @@ def _s3(uri: str, options: dict[str, str]) -> fsspec.AbstractFileSystem:
             "connect_timeout": 10,
             "read_timeout": timeout,
             "max_pool_connections": CONNECTIONS,
-            "retries": {"mode": "standard", "max_attempts": 8},  # of 503 and the like, with growing pauses
+            "retries": {"mode": "standard", "max_attempts": 4},  # with growing pauses; s3fs makes five times as many
         },
         use_listings_cache=False,  # others write there too
         **profile,
