@@ -331,13 +331,13 @@ def test_held_out_images_are_the_first_good_ones_as_inference_sees_them(tmp_path
 def test_of_parquet_only_the_row_groups_asked_for_are_read_and_each_once(tmp_path, monkeypatch):
     folder = table_of(tmp_path / "in", [f"image {i}".encode() for i in range(9)])
     source = make_plan(str(folder), rows_per_file=100).source
-    groups, read = [], pq.ParquetFile.read_row_group
+    groups, read = [], pq.ParquetFile.read_row_groups
 
-    def counted(self: pq.ParquetFile, group: int, columns: list[str]) -> pa.Table:
-        groups.append(group)
-        return read(self, group, columns=columns)
+    def counted(self: pq.ParquetFile, asked: list[int], columns: list[str]) -> pa.Table:
+        groups.extend(asked)
+        return read(self, asked, columns=columns)
 
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", counted)
     wanted = [7, 2, 6, 2, 7, 8]
     with jobs.feed.ThreadPoolExecutor(2) as pool:
         rows = read_rows(source, [Row(b"000.parquet", number) for number in wanted], 1000, pool)
@@ -355,7 +355,7 @@ def test_parquet_that_was_damaged_or_shortened_since_is_bad_rows(tmp_path):
     with jobs.feed.ThreadPoolExecutor(2) as pool:
         rows = read_rows(source, wanted, 1000, pool)
     assert [data is not None for data in rows.data] == [True, True, False, False, True, False]
-    assert "the Parquet file cannot be read" in str(rows.errors[2])
+    assert "the table cannot be read" in str(rows.errors[2])
     assert rows.errors[5] == "the Parquet file has no such row any more"
 
 
