@@ -356,7 +356,7 @@ def test_parquet_that_was_damaged_or_shortened_since_is_bad_rows(tmp_path):
         rows = read_rows(source, wanted, 1000, pool)
     assert [data is not None for data in rows.data] == [True, True, False, False, True, False]
     assert "the table cannot be read" in str(rows.errors[2])
-    assert rows.errors[5] == "the Parquet file has no such row any more"
+    assert rows.errors[5] == "the table has no such row any more"
 
 
 def test_structs_of_bytes_and_path_are_images(tmp_path):
