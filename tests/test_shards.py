@@ -240,6 +240,21 @@ def test_a_shard_tells_its_counts_in_its_files_footer(tmp_path: Path, table: Pat
     assert told[0].trouble.startswith("'t.parquet#2': ")
 
 
+def test_pooled_or_not_the_tokens_are_the_same(table: Path, weights: Weights) -> None:
+    plan = plan_of(table, 11)
+    job = job_of(plan, Path("/nowhere"), weights)
+    found = []
+    for pool in (False, True):
+        batches = decoded_batches(job, plan.shards[0])
+        found.append(list(shards.encoded_batches(weights.model, batches, job.metadata, 2, pool)))
+    assert len(found[0]) == len(found[1]) == 6
+    for (decoded, alone), (other, together) in zip(*found, strict=True):
+        assert decoded.ids == other.ids
+        assert alone.tokens.equal(together.tokens)
+        assert alone.num_tokens.equal(together.num_tokens)
+        assert torch.allclose(alone.trace, together.trace, atol=1e-5, equal_nan=True)
+
+
 def test_a_shards_files_do_not_depend_on_other_shards(tmp_path: Path, table: Path, weights: Weights) -> None:
     plan = plan_of(table)
     run(job_of(plan, tmp_path / "all", weights), weights, plan)
