@@ -20,6 +20,7 @@ from torch import Tensor
 
 from alit.base import BaseTokens
 from alit.config import AlitConfig
+from alit.selection import Criterion
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
@@ -27,11 +28,15 @@ class Answer:
     """What is known of one image so far.
 
     Attributes:
+        criterion: says when it has enough tokens.
+        most: the longest code that it may get, whatever the criterion says; None for the model's longest.
         trace: the criterion's value at every length tried, shortest first.
         tokens: ids [N] or codes [N, C] of the chosen length, on the CPU; None while it is not known.
         satisfied: whether the threshold was met.
     """
 
+    criterion: Criterion
+    most: int | None = None
     trace: list[float] = field(default_factory=list)
     tokens: Tensor | None = None
     satisfied: bool = False
@@ -98,16 +103,30 @@ class State:
     x_BSD: Float[Tensor, "B S D"] | None = None
 
     @staticmethod
-    def of(images: Float[Tensor, "B 3 H W"]) -> State:
-        """Images before their first iteration."""
-        return State(answers=[Answer() for _ in range(len(images))], images=images)
+    def of(images: Float[Tensor, "B 3 H W"], criterion: Criterion) -> State:
+        """Images before their first iteration, all under one criterion."""
+        return State(answers=[Answer(criterion=criterion) for _ in range(len(images))], images=images)
 
     def __len__(self) -> int:
         return len(self.answers)
 
-    def record(self, score_B: Float[Tensor, "B"]) -> None:
-        """Adds the criterion's values at one more length; they lie on the CPU."""
-        for answer, score in zip(self.answers, score_B.tolist(), strict=True):
+    def by_criterion(self) -> list[tuple[Criterion, Int[Tensor, "_"] | None]]:
+        """The criteria with the rows that are under each, on the CPU; None for all rows."""
+        rows: dict[Criterion, list[int]] = {}
+        for row, answer in enumerate(self.answers):
+            rows.setdefault(answer.criterion, []).append(row)
+        if len(rows) == 1:
+            return [(criterion, None) for criterion in rows]
+        return [(criterion, torch.tensor(found)) for criterion, found in rows.items()]
+
+    def may_end_at(self, length: int, longest: int) -> Bool[Tensor, "B"]:
+        """Which images may get no longer code than this one."""
+        return torch.tensor([length >= (answer.most or longest) for answer in self.answers], dtype=torch.bool)
+
+    def record(self, score_B: Float[Tensor, "_"], rows: Int[Tensor, "_"] | None) -> None:
+        """Adds the criterion's values of some images at one more length; all of it lies on the CPU."""
+        answers = self.answers if rows is None else [self.answers[row] for row in rows.tolist()]
+        for answer, score in zip(answers, score_B.tolist(), strict=True):
             answer.trace.append(score)
 
     def finish(self, done_B: Bool[Tensor, "B"], tokens_BN: Tensor, satisfied_B: Bool[Tensor, "B"]) -> None:

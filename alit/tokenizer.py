@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from alit.base import BaseTokens, build_base
 from alit.config import AlitConfig
 from alit.distillation import LatentDecoder, LatentEncoder, initialize
-from alit.pooling import Encoded, Pool, State, pooled
+from alit.pooling import Answer, Encoded, Pool, State, pooled
 from alit.quantizer import LatentCodebook, Quantized
 from alit.selection import Candidate, Criterion, parse
 
@@ -147,13 +146,47 @@ class Alit(nn.Module):
         criterion.check(self.config)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        arrivals = (State.of(self._prepare(images)) for images in batches)
-        advance = partial(self._advance, criterion)
-        every = pooled(arrivals, advance, Pool(self.config.iterations, batch_size))
+        arrivals = (State.of(self._prepare(images), criterion) for images in batches)
+        every = pooled(arrivals, self._advance, Pool(self.config.iterations, batch_size))
         return (Encoded.of(answers, self.config) for answers in every)
 
+    def encode_each(
+        self, images: Images, criteria: Sequence[Criterion], most: Sequence[int | None] | None = None
+    ) -> Iterator[list[tuple[int, Answer]]]:
+        """Encodes images under criteria of their own in one rollout; what is done is answered at once.
+
+        Args:
+            images: [B, 3, H, W] as `encode` takes them.
+            criteria: one per image.
+            most: the longest code that each may get, whatever its criterion says; None for the model's longest.
+
+        Returns:
+            After every iteration the images that are done, by their numbers in the batch.
+
+        Raises:
+            ValueError: images of another shape or type, or a criterion or length that the model does not have.
+        """
+        for criterion in dict.fromkeys(criteria):
+            criterion.check(self.config)
+        longest = [length or self.config.max_tokens for length in most or [None] * len(criteria)]
+        if strange := set(longest).difference(self.config.lengths):
+            choices = ", ".join(map(str, self.config.lengths))
+            raise ValueError(f"this model gives {choices} tokens, not {min(strange)}")
+        answers = [Answer(criterion=c, most=n) for c, n in zip(criteria, longest, strict=True)]
+        numbers = {id(answer): number for number, answer in enumerate(answers)}
+        state: State | None = State(answers=answers, images=self._prepare(images)) if answers else None
+
+        def rounds(state: State | None) -> Iterator[list[tuple[int, Answer]]]:
+            iteration = 0
+            while state is not None:
+                before = state.answers
+                state, iteration = self._advance(state, iteration), iteration + 1
+                yield [(numbers[id(answer)], answer) for answer in before if answer.tokens is not None]
+
+        return rounds(state)
+
     @torch.inference_mode()
-    def _advance(self, criterion: Criterion, state: State, iteration: int) -> State | None:
+    def _advance(self, state: State, iteration: int) -> State | None:
         """Runs one iteration; answers the images that are done and returns the others, None where there are none."""
         length, images, base, x_BSD = self.config.lengths[iteration], state.images, state.base, state.x_BSD
         if base is None or x_BSD is None:
@@ -166,14 +199,24 @@ class Alit(nn.Module):
         if self.codebook is not None:
             tokens_BN = self.codebook.ids(tokens_BN)
         candidate = self._candidate(images, base, tokens_BN)
-        score_B = criterion.score(candidate)
-        if score_B is None:
-            good_B = torch.full((len(state),), length == criterion.length)
-        else:
+        good_B = torch.zeros(len(state), dtype=torch.bool)
+        for criterion, rows in state.by_criterion():
+            here = slice(None) if rows is None else rows
+            if criterion.measure is None:
+                good_B[here] = length == criterion.length
+                continue
+            if rows is None:
+                score_B = criterion.score(candidate)
+            else:
+                device_rows = rows.to(images.device)
+                score_B = criterion.score(
+                    self._candidate(images[device_rows], base.take(device_rows), tokens_BN[device_rows])
+                )
+            assert score_B is not None
             score_B = score_B.cpu()
-            good_B = criterion.satisfied(score_B)
-            state.record(score_B)
-        done_B = good_B | (length == self.config.max_tokens)
+            good_B[here] = criterion.satisfied(score_B)
+            state.record(score_B, rows)
+        done_B = good_B | state.may_end_at(length, self.config.max_tokens)
         state.finish(done_B, tokens_BN, good_B)
         if done_B.all():
             return None

@@ -1,1 +1,4 @@
-"""Online encoding on Ray Serve: planned, nothing here yet."""
+"""Online encoding on Ray Serve: the HTTP API, its playground page, and a client.
+
+Importing this package imports neither torch nor Ray; `serve.client` never does.
+"""

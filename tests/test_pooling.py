@@ -14,7 +14,9 @@ from torch import Tensor
 
 from alit.base import BaseTokens
 from alit.pooling import Answer, Pool, State, pooled
+from alit.selection import parse
 
+ANY = parse("l1:0.5")
 K = 4
 
 
@@ -39,7 +41,9 @@ class Toy:
         for batch in self.batches:
             self.waiting.append(images - self.finished)
             self.pulled += 1
-            yield State.of(torch.arange(images, images + len(batch)).float().reshape(-1, 1, 1, 1).expand(-1, 3, 1, 1))
+            yield State.of(
+                torch.arange(images, images + len(batch)).float().reshape(-1, 1, 1, 1).expand(-1, 3, 1, 1), ANY
+            )
             images += len(batch)
         self.waiting.append(images - self.finished)
 
@@ -56,7 +60,7 @@ class Toy:
             for part in (state.x_BSD[:, 0, 0], base.latents_BDhw.flatten(), base.target_BDhw.flatten(), base.ids_BG):
                 assert part is not None
                 assert torch.equal(part.flatten().long(), numbers)
-        state.record(column.squeeze(-1) + iteration / 8)
+        state.record(column.squeeze(-1) + iteration / 8, None)
         self.slices[iteration].append(numbers.tolist())
         done = torch.tensor([self.needs[number] == iteration + 1 for number in numbers])
         state.finish(done, numbers[:, None].expand(-1, iteration + 1), done)
@@ -141,9 +145,9 @@ def test_nothing_runs_where_there_are_no_images(batches):
 
 def test_images_that_wait_hold_no_memory_of_those_that_left():
     pool = Pool(1, 4)
-    pool.add(0, State.of(torch.zeros(100, 3, 8, 8)))
+    pool.add(0, State.of(torch.zeros(100, 3, 8, 8), ANY))
     pool.take(0)
-    pool.add(0, State.of(torch.zeros(3, 3, 8, 8)))
+    pool.add(0, State.of(torch.zeros(3, 3, 8, 8), ANY))
     sizes = []
     while pool.ready(flush=True) is not None:
         images = pool.take(0).images

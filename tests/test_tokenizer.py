@@ -673,3 +673,49 @@ def test_a_rollout_without_strength_passes_the_unit_codes_through():
     for step in model_of("quantized").rollout(images(), strength=0.0):
         unit = nn.functional.normalize(step.unquantized_BNC, dim=-1)
         torch.testing.assert_close(step.codes_BNC, unit)
+
+
+def test_images_under_criteria_of_their_own_get_what_each_would_get_alone() -> None:
+    torch.manual_seed(0)
+    model = Alit(TINY).eval()
+    images = torch.rand(9, 3, 16, 16)
+    trace = model.encode(images, "l1:0").trace
+    middle, high = trace[:, 1].median().item(), trace.max().item()
+    specs = [
+        f"l1:{middle}",
+        "fixed:8",
+        "fixed:16",
+        f"l1:{high}",
+        "code:0.5",
+        f"l1:{middle}",
+        "latent:0",
+        "psnr:100",
+        "mse:1",
+    ]
+    criteria = [parse(spec) for spec in specs]
+    most = [None, None, None, None, None, 8, None, 4, None]
+    found: dict[int, Answer] = {}
+    rounds = 0
+    for done in model.encode_each(images, criteria, most):
+        rounds += 1
+        for number, answer in done:
+            assert number not in found
+            assert len(answer.tokens) == 4 * rounds, "an image is answered in the round in which it is done"
+            found[number] = answer
+    assert sorted(found) == list(range(9))
+    for number, (criterion, limit) in enumerate(zip(criteria, most, strict=True)):
+        alone = model.encode(images[number : number + 1], criterion)
+        answer = found[number]
+        if limit is not None and limit < int(alone.num_tokens):
+            assert len(answer.tokens) == limit
+            assert not answer.satisfied
+            assert answer.tokens.equal(model.encode(images[number : number + 1], f"fixed:{limit}").tokens)
+            continue
+        assert answer.tokens.equal(alone.tokens), criterion.spec
+        assert answer.satisfied == bool(alone.satisfied)
+        assert answer.trace == pytest.approx(alone.trace[0, : int(alone.tried)].tolist(), abs=1e-5)
+    assert list(model.encode_each(images[:0], [])) == []
+    with pytest.raises(ValueError, match="this model gives 4, 8, 12, 16 tokens, not 5"):
+        model.encode_each(images[:1], [criteria[0]], [5])
+    with pytest.raises(CriterionError, match="fixed:7"):
+        model.encode_each(images[:1], [parse("fixed:7")])

@@ -1,0 +1,109 @@
+"""How the service is set up: typed arguments of the Serve application, of `alit serve`, and of its YAML file."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from alit.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Of the application; every field may stand in the YAML file of `alit serve --config`, or under Serve's `args`.
+
+    Attributes:
+        models: weights folders by name, the packaged one where the folder is null; the first is the default.
+        keys_file: API keys, one `name:key` per line; without one, and without ALIT_KEYS, no key is asked for.
+        requests_per_minute: of each key, on each replica of the API.
+        max_body_bytes: of a request.
+        max_images: of a request.
+        max_image_bytes, max_pixels: of an image.
+        deadline_seconds: after which a request is not worked on any more, and answered with 503.
+        max_batch_tokens: of work in one batch: the longest code that each image may get, added up.
+        batch_wait_seconds: for which a batch that is not full waits for more.
+        queue: requests that may wait for a replica, beyond those it works on; more are told to come back.
+        retry_after_seconds: when.
+        api_replicas, min_replicas, max_replicas: processes that speak HTTP; least and most that hold the models.
+        gpus_per_replica: GPUs of each of the latter.
+        threads: CPU threads, and logical CPUs, of each of the latter.
+        docs: whether /docs and /openapi.json are served.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    models: dict[Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")], str | None] = {"nano": None}
+    keys_file: str | None = None
+    requests_per_minute: int = Field(600, ge=1)
+    max_body_bytes: int = Field(64 << 20, ge=1024)
+    max_images: int = Field(64, ge=1, le=4096)
+    max_image_bytes: int = Field(32 << 20, ge=1)
+    max_pixels: int = Field(50_000_000, ge=1)
+    deadline_seconds: float = Field(30, gt=0)
+    max_batch_tokens: int = Field(2048, ge=1)
+    batch_wait_seconds: float = Field(0.01, ge=0)
+    queue: int = Field(256, ge=0)
+    retry_after_seconds: int = Field(1, ge=1)
+    api_replicas: int = Field(1, ge=1)
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(1, ge=1)
+    gpus_per_replica: float = Field(0, ge=0)
+    threads: int = Field(1, ge=1)
+    docs: bool = True
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.models:
+            raise ValueError("models must name at least one weights folder")
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas must be at least min_replicas {self.min_replicas}, got {self.max_replicas}")
+        return self
+
+
+class Place(BaseModel):
+    """Where `alit serve` listens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+
+    @property
+    def loopback(self) -> bool:
+        try:
+            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def read_settings(path: Path | None, changes: dict[str, Any]) -> tuple[Settings, Place]:
+    """The settings of a YAML file, of which `changes` replace some.
+
+    Raises:
+        ConfigError: the file cannot be read, or a field is unknown or out of range.
+    """
+    import yaml
+
+    found: Any = {}
+    if path is not None:
+        try:
+            found = yaml.safe_load(path.read_text()) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"{str(path)!r} cannot be read as YAML: {str(error).splitlines()[0]}") from error
+        if not isinstance(found, dict):
+            raise ConfigError(f"{str(path)!r} must hold settings such as 'port: 8000', got {type(found).__name__}")
+    found |= {name: value for name, value in changes.items() if value is not None}
+    where = {name: found.pop(name) for name in ("host", "port") if name in found}
+    try:
+        return Settings(**found), Place(**where)
+    except ValueError as error:
+        raise ConfigError(f"the service's settings: {describe(error)}") from error
+
+
+def describe(error: ValueError) -> str:
+    """pydantic's errors as one sentence."""
+    problems = getattr(error, "errors", lambda **_: [])(include_url=False, include_context=False)
+    parts = [f"{'.'.join(map(str, p['loc'])) or 'all'}: {p['msg']}, got {p.get('input')!r}"[:300] for p in problems]
+    return "; ".join(parts) or str(error)

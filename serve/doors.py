@@ -1,0 +1,138 @@
+"""Who may come in, how often and with how much: keys, rates, sizes, request ids, the log; before any work is done."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import os
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from alit.errors import ConfigError
+from serve.config import Settings
+from serve.problems import ProblemError, respond
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+KEYS = "ALIT_KEYS"
+OPEN = ("/healthz", "/readyz", "/", "/playground/", "/docs", "/openapi.json")
+"""What is answered without a key: nothing of it costs work or tells of data."""
+log = logging.getLogger("alit.serve")
+
+
+def read_keys(settings: Settings) -> dict[str, bytes]:
+    """SHA-256 digests of the API keys by name, from the file and from the environment's ALIT_KEYS (name:key,name:key).
+
+    Raises:
+        ConfigError: the file cannot be read, or a line is no `name:key`.
+    """
+    lines = os.environ.get(KEYS, "").split(",")
+    if settings.keys_file is not None:
+        try:
+            lines += Path(settings.keys_file).read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the keys in {settings.keys_file!r} cannot be read: {error}") from error
+    keys: dict[str, bytes] = {}
+    for number, line in enumerate(stripped for line in lines if (stripped := line.strip()) and stripped[0] != "#"):
+        name, separator, key = line.partition(":")
+        if not separator or not name.strip() or len(key.strip()) < 16:
+            raise ConfigError(f"key {number + 1} must be written name:key, with a key of 16 characters or more")
+        keys[name.strip()] = hashlib.sha256(key.strip().encode()).digest()
+    return keys
+
+
+class Rate:
+    """Requests of one key: so many a minute, saved up for at most ten seconds."""
+
+    def __init__(self, per_minute: int) -> None:
+        self.per_second, self.most = per_minute / 60, max(1.0, per_minute / 6)
+        self.saved, self.since = self.most, time.monotonic()
+
+    def wait(self) -> float:
+        """Takes one; the seconds to wait where there is none."""
+        now = time.monotonic()
+        self.saved, self.since = min(self.most, self.saved + (now - self.since) * self.per_second), now
+        if self.saved < 1:
+            return (1 - self.saved) / self.per_second
+        self.saved -= 1
+        return 0.0
+
+
+class Doors:
+    """ASGI middleware; around everything else."""
+
+    def __init__(self, app: Any, settings: Settings) -> None:
+        self.app, self.settings, self.keys = app, settings, read_keys(settings)
+        self.rates = {name: Rate(settings.requests_per_minute) for name in self.keys}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        given = headers.get("x-request-id", "")
+        request = given if re.fullmatch(r"[\w.-]{1,64}", given) else secrets.token_hex(8)
+        started, status, name = time.monotonic(), 0, ""
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                extra = [(b"x-request-id", request.encode()), (b"x-content-type-options", b"nosniff")]
+                message["headers"] = [*message.get("headers", []), *extra]
+            await send(message)
+
+        try:
+            name = self._admit(scope["path"], headers)
+            limited = self._limited(receive, headers)
+        except ProblemError as error:
+            await respond(error.status, error.detail, error.slug, error.headers)(scope, receive, answer)
+        else:
+            await self.app(scope, limited, answer)
+        line = {"request": request, "method": scope["method"], "path": scope["path"], "status": status, "key": name}
+        log.info(json.dumps(line | {"seconds": round(time.monotonic() - started, 4)}))
+
+    def _admit(self, path: str, headers: dict[str, str]) -> str:
+        """The name of the request's key."""
+        if not self.keys or path in OPEN or path.startswith("/playground/"):
+            return ""
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not key:
+            challenge = {"WWW-Authenticate": 'Bearer realm="alit"'}
+            raise ProblemError(401, "send a key as 'Authorization: Bearer KEY'", headers=challenge)
+        digest = hashlib.sha256(key.strip().encode()).digest()
+        found = [name for name, known in self.keys.items() if hmac.compare_digest(known, digest)]
+        if not found:
+            challenge = {"WWW-Authenticate": 'Bearer realm="alit", error="invalid_token"'}
+            raise ProblemError(401, "this key is not known; ask the service's operator for one", headers=challenge)
+        if wait := self.rates[found[0]].wait():
+            detail = f"this key may make {self.settings.requests_per_minute} requests a minute"
+            raise ProblemError(429, detail, "rate_limited", {"Retry-After": str(max(1, round(wait + 0.5)))})
+        return found[0]
+
+    def _limited(self, receive: Receive, headers: dict[str, str]) -> Receive:
+        """The body, which ends the request where it is larger than allowed, whatever its header said."""
+        most, taken = self.settings.max_body_bytes, 0
+        refusal = ProblemError(413, f"the body may have {most:,} bytes; send fewer or smaller images", "body_too_large")
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > most:
+            raise refusal
+
+        async def limited() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > most:
+                raise refusal
+            return message
+
+        return limited
