@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -235,6 +236,32 @@ def evaluate(
     )
 
 
+def serve(
+    *,
+    config: Path | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    keys_file: str | None = None,
+    weights: dict[str, str] | None = None,
+) -> None:
+    """Serve online encoding over HTTP, with a playground to look at.
+
+    Ready when it says so; ends, finishing what is under way, on Ctrl-C or SIGTERM. `/docs` documents the API.
+
+    Example: alit serve --port 8000, then open http://127.0.0.1:8000/
+
+    Args:
+        config: A YAML file of settings, see cluster/serve.yaml; the options here win.
+        host: Where to listen; anywhere but on this machine only with keys.
+        port: 8000 when not given.
+        keys_file: API keys, one name:key per line.
+        weights: Weights folders by name, such as --weights small runs/small/weights; the packaged one when not given.
+    """
+    from serve.run import run
+
+    run(config, {"host": host, "port": port, "keys_file": keys_file, "models": weights})
+
+
 def demo(folder: Positional[Annotated[str, arg(metavar="[FOLDER]")]] = "demo", /) -> None:
     """Tokenize the photographs of scikit-image's package and draw a page of them.
 
@@ -335,6 +362,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "evaluate": evaluate,
     "benchmark": benchmark,
+    "serve": serve,
     "demo": demo,
 }
 
@@ -343,6 +371,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command; what a person can put right is one sentence on stderr and exit code 2."""
     from alit.errors import AlitError
 
+    importlib.import_module("serve")  # ours, before a folder of this name in the working folder could be taken for it
     sys.path.append(os.getcwd())  # where a criterion's package.module may lie; last, so that it hides nothing
     arguments = sys.argv[1:] if arguments is None else arguments
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 from jobs.storage import Place, as_os_error
 
 EXTENSIONS = frozenset({".parquet", ".pq", ".arrow", ".feather", ".ipc"})
-BROKEN = (OSError, pa.ArrowException)
+BROKEN = (OSError, pa.ArrowException, ValueError, SystemError)
 """What reading a damaged table, or one that is out of reach, raises."""
 
 
@@ -56,24 +57,35 @@ class _Parquet(ColumnarFile):
 
 
 class _Arrow(ColumnarFile):
-    """Of the stream format, which has no index, all batches are gone through: for nothing but a look where mapped."""
+    """Of its columns only those are decoded that are asked for; the stream format has no index and is gone through."""
 
     def __init__(self, file: pa.NativeFile) -> None:
-        reader: pa.RecordBatchFileReader | None = None
+        self.file = file
         try:
-            reader = pa.ipc.open_file(file)
+            self.schema, self.stream = pa.ipc.open_file(file).schema, False
         except pa.ArrowInvalid:
             file.seek(0)
-            stream = pa.ipc.open_stream(file)
-            self.schema, self.batches = stream.schema, list(stream)
-        else:
-            self.schema = reader.schema
-            self.batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        self.groups = [len(batch) for batch in self.batches]
+            self.schema, self.stream = pa.ipc.open_stream(file).schema, True
+        fixed = [i for i, field in enumerate(self.schema) if pa.types.is_primitive(field.type)]
+        self.groups = [len(batch) for batch in self._batches((fixed or [0])[:1], None)]
+
+    def _batches(self, fields: list[int], groups: Sequence[int] | None) -> Iterator[pa.RecordBatch]:
+        options = pa.ipc.IpcReadOptions(included_fields=fields)
+        self.file.seek(0)
+        if not self.stream:
+            reader = pa.ipc.open_file(self.file, options=options)
+            yield from map(reader.get_batch, range(reader.num_record_batches) if groups is None else groups)
+            return
+        for number, batch in enumerate(pa.ipc.open_stream(self.file, options=options)):
+            if groups is None or number in groups:
+                yield batch
 
     def read_groups(self, groups: Sequence[int], columns: Sequence[str]) -> pa.Table:
-        schema = pa.schema([self.schema.field(name) for name in columns])
-        return pa.Table.from_batches([self.batches[i].select(list(columns)) for i in groups], schema)
+        fields = sorted(self.schema.get_field_index(name) for name in columns)
+        schema = pa.schema([self.schema.field(i) for i in fields])
+        table = pa.Table.from_batches(self._batches(fields, groups), schema)
+        table.validate(full=True)
+        return table.select(list(columns))
 
 
 @contextmanager
@@ -92,7 +104,10 @@ def _opened(root: Place, name: bytes, mapped: bool) -> pa.NativeFile:
     if root.local:
         path = os.path.join(os.fsencode(root.path), name)
         require_regular(os.stat(path))
-        return pa.memory_map(os.fsdecode(path)) if mapped else pa.OSFile(path, "rb")
+        if not mapped:
+            return pa.OSFile(path, "rb")
+        with open(path, "rb") as plain:  # by descriptor, as pa.memory_map takes no name that is not UTF-8
+            return pa.BufferReader(mmap.mmap(plain.fileno(), 0, access=mmap.ACCESS_READ))
     file = root.fs.open(f"{root.path}/{name.decode()}", "rb", cache_type="none")
     return pa.PythonFile(file, mode="r")
 

@@ -16,6 +16,7 @@ from alit.tokens import Metadata
 from alit.weights import Weights
 from jobs.inputs import Input, Shard
 from jobs.options import TokenizeOptions
+from jobs.plan import limited, require_countable
 from jobs.progress import counting
 from jobs.reading import read_batches
 from jobs.runner import keep_freed_memory, local_cpus
@@ -46,15 +47,15 @@ def describe_plan(
         AlitError: the input cannot be listed or read.
     """
     source, shards = found.source, found.shards
+    require_countable(source, options.limit)
     first = next(shards)
     with counting(console, "listing", "images found") as tell:
         images = number = 0
-        for shard in chain([first], shards):
+        every = chain([first], shards)
+        for shard in every if options.limit is None else limited(every, options.limit):
             images, number = images + shard.rows, number + 1
             tell(images)
     counted = source.kind != "tar"
-    images = min(images, options.limit) if options.limit else images
-    number = min(number, -(-images // options.rows_per_file)) if counted else number
     with console.status(f"encoding up to {SAMPLE} images"):
         seen, rejects, tokens, seconds = _sample(found, first, options, loaded, metadata, batch_size)
     workers = options.workers or (torch.cuda.device_count() or local_cpus())
@@ -92,8 +93,6 @@ def _sample(
     keep_freed_memory()
     limits = Limits(max_bytes=options.max_bytes, max_pixels=options.max_pixels)
     if shard.rows > (most := min(SAMPLE, options.limit or SAMPLE)):
-        from jobs.plan import limited
-
         (shard,) = limited(iter([shard]), most)
     model = loaded.model.cuda() if torch.cuda.is_available() else loaded.model
     rejects = tokens = seen = 0

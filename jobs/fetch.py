@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
+from urllib.parse import unquote_to_bytes
 
 import urllib3
 
@@ -71,7 +72,7 @@ def fetch(root: Place, links: Sequence[bytes], max_bytes: int, pool: Executor) -
             except (StorageError, UnicodeDecodeError) as error:
                 answers[i] = Bytes(None, reason(error))
         elif root.local or scheme or os.path.isabs(link):
-            path = os.fsencode(place(link.decode()).path) if scheme else os.path.join(os.fsencode(root.path), link)
+            path = unquote_to_bytes(link[len(b"file://") :]) if scheme else os.path.join(os.fsencode(root.path), link)
             others.append((i, lambda path=path: _local(path, max_bytes)))
         else:
             remote.setdefault(root.fs, []).append((i, f"{root.path}/{link.decode('utf-8', 'replace')}"))
@@ -88,6 +89,9 @@ def fetch(root: Place, links: Sequence[bytes], max_bytes: int, pool: Executor) -
 def _resolve(root: Place, uri: str) -> tuple[Any, str]:
     """The filesystem and path of a URI; through the root's own filesystem, with its options, where it can."""
     scheme, _, path = uri.partition("://")
+    scheme, uri = scheme.lower(), f"{scheme.lower()}://{path}"
+    if scheme in ("s3", "s3a") and not path.strip("/").count("/"):
+        raise StorageError(f"{uri!r} names no object; write it as s3://bucket/folder/name.jpg")
     if "?" not in uri and not root.local and scheme in (root.fs.protocol, *root.fs.protocol):
         return root.fs, path
     found = place(uri)
@@ -99,7 +103,7 @@ def _local(path: bytes, max_bytes: int) -> Bytes:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe would block until written
             require_regular(os.fstat(file.fileno()))
             return Bytes(file.read(max_bytes + 1), None)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         return Bytes(None, f"the file cannot be read: {reason(error)}")
 
 

@@ -6,6 +6,7 @@ depend on the listing and on `rows_per_file` alone. `jobs.reading` turns a shard
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from itertools import chain
 from typing import Literal, NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from alit.images import EXTENSIONS
 from alit.tokens import kept_name
@@ -251,11 +253,15 @@ def _look(root: Place, name: bytes) -> _Looked:
         raise InputError(f"{readable(name)!r} cannot be read as a table: {reason(error)}") from error
 
 
-def _open_tables(source: Source, names: list[bytes], rows_per_file: int) -> Input:
+def _require_distinct(names: Iterable[bytes]) -> None:
     labels: dict[str, bytes] = {}
     for name in names:
         if labels.setdefault(readable(name), name) != name:
             raise InputError(f"two files are both called {readable(name)!r} where names must be UTF-8; rename one")
+
+
+def _open_tables(source: Source, names: list[bytes], rows_per_file: int) -> Input:
+    _require_distinct(names)
     first = _look(source.root, names[0])
     fields, links = _columns(source, readable(names[0]), first.schema)
     source = replace(source, kind="table", links=links, kept=_kept(fields))
@@ -294,23 +300,47 @@ def _columns(source: Source, label: str, schema: pa.Schema) -> tuple[list[pa.Fie
             f"column {source.image_column!r} of {label!r} must hold image bytes (binary, or a struct with a binary "
             f"field 'bytes') or paths and URIs (string), got {kind}"
         )
+    if source.id_column:
+        try:
+            pa.nulls(0, schema.field(source.id_column).type).cast(pa.string())
+        except pa.ArrowException as error:
+            kind = schema.field(source.id_column).type
+            raise InputError(f"column {source.id_column!r} must hold text or numbers, got {kind}") from error
     return [schema.field(column) for column in source.keep], links
 
 
+def plain(kind: pa.DataType) -> pa.DataType:
+    """The type that a kept column gets: views, which little software reads, become what they are views of."""
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    return pa.large_binary() if pa.types.is_binary_view(kind) else kind
+
+
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and _holds_bytes(field.type) for field in kind)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
 def _kept(fields: Iterable[pa.Field]) -> tuple[pa.Field, ...]:
     # nullable, as another file's column of the same type may be
-    kept = tuple(field.with_name(kept_name(field.name)).with_nullable(True).remove_metadata() for field in fields)
-    if len({field.name for field in kept}) < len(kept):
+    kept = tuple(
+        field.with_name(kept_name(field.name)).with_type(plain(field.type)).with_nullable(True).remove_metadata()
+        for field in fields
+    )
+    for column in kept:
+        try:
+            nothing = pa.nulls(0, column.type).filter(pa.array([], pa.bool_()))
+            pq.write_table(pa.table([nothing], pa.schema([column])), io.BytesIO())
+        except (pa.ArrowException, TypeError) as error:
+            raise InputError(f"column {column.name!r} holds {column.type}, which cannot be kept: {error}") from error
+    if len({column.name for column in kept}) < len(kept):
         raise InputError(f"--keep names a column twice: in the output they would be {', '.join(f.name for f in kept)}")
     return kept
 
@@ -321,6 +351,7 @@ def _kept(fields: Iterable[pa.Field]) -> tuple[pa.Field, ...]:
 def _open_tars(source: Source, names: list[bytes]) -> Input:
     if source.id_column:
         raise InputError("--id-column needs a table or a list; the images of a tar are named after it and themselves")
+    _require_distinct(names)
     kept = _kept(pa.field(name, pa.string()) for name in source.keep)
     shards = (Shard(number=i, paths=(name,), rows=0) for i, name in enumerate(names))
     return Input(source=replace(source, kind="tar", kept=kept), shards=shards, files=len(names))
@@ -333,9 +364,9 @@ def _open_lists(source: Source, names: list[bytes], rows_per_file: int) -> Input
     def shards() -> Iterator[Shard]:
         number = 0
         for part in lists.in_pieces(table.batches, rows_per_file):
-            paths = tuple((uri or "").encode() for uri in part.column(lists.LINK).to_pylist())
-            ids = tuple(part.column(lists.ID).to_pylist())
-            columns = pa.table([part.column(name) for name in source.keep], pa.schema(kept)) if kept else None
+            paths = tuple((uri or "").encode() for uri in part.column(0).to_pylist())
+            ids = tuple(part.column(1).to_pylist())
+            columns = pa.Table.from_arrays(part.columns[2:], schema=pa.schema(kept)) if kept else None
             yield Shard(number=number, ids=ids, paths=paths, rows=len(ids), kept=columns)
             number += 1
         if not number:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +57,33 @@ def _list_local(uri: str) -> tuple[Place, Names, bool]:
         raise InputError(f"{uri!r} does not exist")
     parts = Path(uri).parts
     fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    base = os.fsencode(os.path.abspath(Path(*parts[:fixed])))
-    matches = glob.iglob(os.fsencode(Path(*parts[fixed:])), root_dir=base, recursive=True)
-    names = {os.path.normpath(match) for match in matches if not os.path.isdir(os.path.join(base, match))}
-    return Place(local, os.fsdecode(base)), iter(sorted(names)), False
+    base, patterns = os.path.abspath(Path(*parts[:fixed])), parts[fixed:]
+    accepts = re.compile(glob_translate("/".join(patterns))).match
+
+    def enter(folder: bytes) -> bool:
+        parts = os.fsdecode(folder).split("/")
+        for part, pattern in zip(parts, patterns, strict=False):
+            if "**" in pattern:
+                return True
+            if not fnmatchcase(part, pattern):
+                return False
+        return len(parts) < len(patterns)
+
+    names = _walk(os.fsencode(base), enter)
+    return Place(local, base), (name for name in names if accepts(os.fsdecode(name))), False
 
 
-def _walk(root: bytes, below: bytes = b"", inside: frozenset[tuple[int, int]] = frozenset()) -> Names:
-    """The files at any depth, through links to folders too, but not through a link to a folder that it lies in."""
+def _walk(
+    root: bytes,
+    enter: Callable[[bytes], bool] = lambda folder: True,
+    below: bytes = b"",
+    inside: frozenset[tuple[int, int]] = frozenset(),
+) -> Names:
+    """The files at any depth, through links to folders too, but not through a link to a folder that it lies in.
+
+    Args:
+        enter: whether a folder, named relative to the root, may hold any that are wanted.
+    """
     folder = os.path.join(root, below)
     try:
         info = os.stat(folder)
@@ -81,10 +101,10 @@ def _walk(root: bytes, below: bytes = b"", inside: frozenset[tuple[int, int]] = 
         raise InputError(f"{os.fsdecode(folder)!r} cannot be listed: {error.strerror}") from error
     for name in sorted(entries):  # a folder's with its slash: so all paths are in order, as object stores have them
         path = os.path.join(below, name)
-        if name.endswith(b"/"):
-            yield from _walk(root, path[:-1], inside | {mark})
-        else:
+        if not name.endswith(b"/"):
             yield path
+        elif enter(path[:-1]):
+            yield from _walk(root, enter, path[:-1], inside | {mark})
 
 
 # -------------------------------------------------------------------- object stores

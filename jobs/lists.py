@@ -18,8 +18,8 @@ from jobs.listing import InputError
 from jobs.storage import Place, as_os_error, reason
 
 EXTENSIONS = frozenset({".txt", ".csv", ".tsv", ".jsonl", ".ndjson"})
-LINK, ID = "_link", "_id"
-"""The columns of a batch that name the image; those to be kept have their own names."""
+LINK, ID = "link", "id"
+"""The first two columns of a batch, which name the image; those to be kept follow under their own names."""
 BLOCK = 4 << 20
 """Bytes that are read, and looked at for the columns' types, at once."""
 
@@ -31,7 +31,7 @@ class List:
     Attributes:
         kept: the fields to carry through.
         columns: that the first one has.
-        batches: tables with the columns `LINK`, `ID` and the kept ones.
+        batches: tables with the columns `LINK` and `ID` and after them the kept ones.
     """
 
     kept: list[pa.Field]
@@ -52,6 +52,9 @@ def read(root: Place, names: Sequence[bytes], image_column: str, id_column: str 
     if first is None:
         raise InputError(f"no images in {os.fsdecode(names[0])!r}: the list is empty")
     kept = [first.schema.field(name) for name in keep]
+    for column in (image_column, id_column):
+        if column and pa.types.is_nested(first.schema.field(column).type):
+            raise InputError(f"column {column!r} must hold text or numbers, got {first.schema.field(column).type}")
 
     def prepared() -> Iterator[pa.Table]:
         for block in chain([first], blocks):
@@ -61,7 +64,7 @@ def read(root: Place, names: Sequence[bytes], image_column: str, id_column: str 
                 column = id_column or image_column
                 raise InputError(f"column {column!r} has {ids.null_count} empty ids; every image needs one")
             columns = [links, ids, *(_as_first(block.column(field.name), field) for field in kept)]
-            yield pa.table(columns, [LINK, ID, *(field.name for field in kept)])
+            yield pa.Table.from_arrays(columns, [LINK, ID, *(field.name for field in kept)])
 
     return List(kept, tuple(first.schema.names), prepared())
 
@@ -99,31 +102,73 @@ def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _blocks(
     root: Place, name: bytes, image_column: str, id_column: str | None, wanted: Sequence[str]
 ) -> Iterator[pa.Table]:
+    """One list's wanted columns, block by block; their types are those of the first block."""
     label = name.decode("utf-8", "replace")
     extension = os.path.splitext(name)[1].lower()
     texts = {column: pa.string() for column in (image_column, id_column) if column}  # 007 is no 7
     try:
-        with as_os_error(), _opened(root, name) as file:
-            if extension == b".txt":
-                # one column without a name; a line may hold anything but a line's end
-                options = csv.ReadOptions(column_names=[image_column], block_size=BLOCK)
-                parse = csv.ParseOptions(delimiter="\x1f", quote_char=False)
-                reader = csv.open_csv(file, options, parse, csv.ConvertOptions(column_types=texts))
-            elif extension in (b".csv", b".tsv"):
-                parse = csv.ParseOptions(delimiter="\t" if extension == b".tsv" else ",", newlines_in_values=True)
-                convert = csv.ConvertOptions(column_types=texts, strings_can_be_null=True)
-                reader = csv.open_csv(file, csv.ReadOptions(block_size=BLOCK), parse, convert)
-            else:
-                reader = json.open_json(file, json.ReadOptions(block_size=BLOCK))
-            missing = [column for column in wanted if column not in reader.schema.names]
-            if missing:
-                raise InputError(f"{label!r} has no column {missing[0]!r}; it has {', '.join(reader.schema.names)}")
-            for batch in reader:
-                yield pa.Table.from_batches([batch])
+        with as_os_error():
+            with _opened(root, name) as file:
+                found = _open_json(file, None) if extension in _JSON else _open_csv(file, extension, image_column, {})
+                names, first = found.schema.names, found.schema
+            for column in wanted:
+                if column not in names:
+                    raise InputError(f"{label!r} has no column {column!r}; it has {', '.join(names)}")
+                if names.count(column) > 1:
+                    raise InputError(f"{label!r} has several columns {column!r}; rename all but one")
+            types = {column: _plain(first.field(column).type) for column in wanted}
+            with _opened(root, name) as file:
+                if extension in _JSON:
+                    reader = _open_json(file, pa.schema(types))
+                else:
+                    reader = _open_csv(file, extension, image_column, types | texts)
+                for batch in reader:
+                    yield pa.Table.from_batches([batch]).select(list(dict.fromkeys(wanted)))
     except (OSError, pa.ArrowException) as error:
         if "Empty CSV" in str(error) or "Empty JSON" in str(error):
             return
         raise InputError(f"{label!r} cannot be read as a list: {reason(error)}") from error
+
+
+_JSON = (b".jsonl", b".ndjson")
+
+
+def _open_json(file: pa.NativeFile, schema: pa.Schema | None) -> json.JSONStreamingReader:  # pyright: ignore[reportAttributeAccessIssue]
+    parse = json.ParseOptions()
+    if schema is not None:
+        parse = json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    return json.open_json(file, json.ReadOptions(block_size=BLOCK), parse)
+
+
+def _open_csv(
+    file: pa.NativeFile, extension: bytes, image_column: str, types: dict[str, pa.DataType]
+) -> csv.CSVStreamingReader:
+    read, parse = csv.ReadOptions(block_size=BLOCK), csv.ParseOptions(newlines_in_values=True)
+    if extension == b".txt":  # one column without a name, whose values may hold anything but a line's end
+        read = csv.ReadOptions(block_size=BLOCK, column_names=[image_column])
+        parse = csv.ParseOptions(delimiter="\x1f", quote_char=False)
+        types = {image_column: pa.string()}
+    elif extension == b".tsv":
+        parse = csv.ParseOptions(delimiter="\t", newlines_in_values=True)
+    convert = csv.ConvertOptions(
+        column_types=types,
+        include_columns=list(types),
+        strings_can_be_null=True,
+        null_values=[""],  # NA and null are words like others
+        quoted_strings_can_be_null=False,
+    )
+    return csv.open_csv(file, read, parse, convert)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type to read a column as: what looks like a time stays the text that it is, and so does what is not known."""
+    if pa.types.is_timestamp(kind) or pa.types.is_null(kind):
+        return pa.string()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_plain(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    return kind
 
 
 def _opened(root: Place, name: bytes) -> pa.NativeFile:

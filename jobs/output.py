@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from alit.tokens import DATA, MANIFEST, REJECTS, Metadata
 from jobs.inputs import Source
 from jobs.plan import PLAN, StoredPlan
 from jobs.shards import Counts, written_counts
-from jobs.storage import Place
+from jobs.storage import Place, reason
 
 JOB = "_job.json"
 READERS = 32
@@ -69,10 +70,39 @@ def read_record(output: Place, *, overwrite: bool) -> dict[str, Any] | None:
         if names:  # a plan that was not finished
             (output / PLAN).remove_folder()
         return None
+    record = read_json(output / JOB)
+    if record is None or not isinstance(record.get("plan"), dict):
+        raise AlitError(f"{output.path}/{JOB} is damaged or of an older version; use --overwrite to begin anew")
+    return record
+
+
+def read_json(where: Place) -> dict[str, Any] | None:
+    """An object of JSON; None where there is no such file.
+
+    Raises:
+        AlitError: it is damaged, or cannot be read.
+    """
     try:
-        return json.loads((output / JOB).read())
+        found = json.loads(where.read())
+    except FileNotFoundError:
+        return None
     except ValueError as error:
-        raise AlitError(f"{output.path}/{JOB} is damaged ({error}); use --overwrite to begin anew") from error
+        raise AlitError(f"{where.path!r} is damaged: {error}") from error
+    except OSError as error:
+        raise AlitError(f"{where.path!r} cannot be read: {reason(error)}") from error
+    if not isinstance(found, dict):
+        raise AlitError(f"{where.path!r} is damaged: it holds no object")
+    return found
+
+
+def clear(output: Place) -> None:
+    """Removes a dataset: first what says that it is complete, last what says that it is a dataset."""
+    (output / MANIFEST).remove_file()
+    for name in (DATA, REJECTS, PLAN):
+        if (output / name).exists():
+            (output / name).remove_folder()
+    if output.exists():
+        output.remove_folder()
 
 
 def require_same(output: Place, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -138,13 +168,23 @@ def read_totals(output: Place, numbers: Iterable[int], tell: Callable[[int], Non
                 f"and give the same command again"
             ) from error
 
+    done = 0
     with ThreadPoolExecutor(READERS) as pool:
-        for done, found in enumerate(pool.map(counts, numbers), 1):
-            assert found is not None
-            totals.add(found)
+        for some in batched(numbers):
+            for found in pool.map(counts, some):
+                assert found is not None
+                totals.add(found)
+                done += 1
             if tell is not None:
                 tell(done)
     return totals
+
+
+def batched(numbers: Iterable[int], size: int = 4096) -> Iterator[list[int]]:
+    """Some at a time, as an executor takes all that it is given at once."""
+    numbers = iter(numbers)
+    while some := list(islice(numbers, size)):
+        yield some
 
 
 def finish(output: Place, metadata: Metadata, plan: StoredPlan, totals: Totals) -> None:

@@ -19,10 +19,10 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from jobs.columnar import BROKEN, ColumnarFile, open_table
-from jobs.inputs import READERS, Input, Shard, Source
+from jobs.inputs import READERS, Input, Shard, Source, readable
 from jobs.listing import InputError
 from jobs.runner import ray_session
-from jobs.storage import Place, StorageError, as_os_error, reason
+from jobs.storage import Place, StorageError, Unavailable, again, as_os_error, is_outage, reason
 
 pc: Any = pyarrow.compute  # whose functions are made on import, unseen by type checkers
 
@@ -79,7 +79,7 @@ class StoredPlan:
         if self.source.kind == "tar" or (self.source.id_column and self.source.kind == "table"):
             return None
         if self.source.kind == "table":
-            label = shard.paths[0].decode("utf-8", "surrogateescape")
+            label = readable(shard.paths[0])
             return [f"{label}#{row}" for row in range(shard.start, shard.start + shard.rows)]
         return list(shard.ids)
 
@@ -138,8 +138,7 @@ def write_plan(folder: Place, found: Input, rows_per_file: int, limit: int | Non
     source = found.source
     listed = source.kind in ("files", "links")
     per_file = max(1, NAMES_PER_FILE // rows_per_file) if listed else SHARDS_PER_FILE
-    if limit is not None and source.kind == "tar":
-        raise InputError("--limit needs an input whose images can be counted beforehand, which those of a tar cannot")
+    require_countable(source, limit)
     shards = found.shards if limit is None else limited(found.shards, limit)
     schema = _schema(source.kept)
     count = images = 0
@@ -187,10 +186,18 @@ def _row(shard: Shard, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(cells, schema=schema)
 
 
+def require_countable(source: Source, limit: int | None) -> None:
+    """Refuses a limit on what cannot be counted beforehand.
+
+    Raises:
+        InputError: it is tars that are to be limited.
+    """
+    if limit is not None and source.kind == "tar":
+        raise InputError("--limit needs an input whose images can be counted beforehand, which those of a tar cannot")
+
+
 def limited(shards: Iterator[Shard], limit: int) -> Iterator[Shard]:
     for shard in shards:
-        if limit <= 0:
-            return
         if shard.rows > limit:
             kept = None if shard.kept is None else shard.kept.slice(0, limit)
             shard = replace(shard, ids=shard.ids[:limit], rows=limit, kept=kept)
@@ -198,6 +205,8 @@ def limited(shards: Iterator[Shard], limit: int) -> Iterator[Shard]:
                 shard = replace(shard, paths=shard.paths[:limit])
         limit -= shard.rows
         yield shard
+        if limit <= 0:
+            return
 
 
 def read_plan(folder: Place, root: Place, record: dict[str, Any], settings: dict[str, Any]) -> StoredPlan:
@@ -282,13 +291,19 @@ def _id_files(plan: StoredPlan) -> list[IdFile]:
     return [(plan.source.root, name, plan.source.id_column) for name in names]
 
 
+@again
 def _ids(file: IdFile) -> pa.Table:
     root, name, column = file
-    with as_os_error(), open_table(root, name) as table:
-        ids = table.read_groups(range(len(table.groups)), [column]).column(0)
-    if pa.types.is_list(ids.type):
-        ids = pc.list_flatten(ids)
-    return pa.table({"id": ids.cast(pa.string())})
+    try:
+        with as_os_error(), open_table(root, name) as table:
+            ids = table.read_groups(range(len(table.groups)), [column]).column(0)
+        if pa.types.is_list(ids.type):
+            ids = pc.list_flatten(ids)
+        return pa.table({"id": ids.cast(pa.string())})
+    except BROKEN as error:
+        outage = isinstance(error, OSError) and not root.local and is_outage(error)
+        kind = Unavailable if outage else InputError
+        raise kind(f"the column {column!r} of {readable(name)!r} cannot be read: {reason(error)}") from error
 
 
 def _count_with_ray(files: Sequence[IdFile]) -> tuple[int, int, str | None]:

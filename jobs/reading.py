@@ -6,15 +6,18 @@ import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
+import pyarrow.compute
 
 from alit.images import EXTENSIONS
 from jobs.columnar import BROKEN, open_table
 from jobs.fetch import Bytes, fetch
 from jobs.inputs import Row, Rows, Shard, Source, readable
 from jobs.storage import Unavailable, again, as_os_error, is_outage, reason
+
+pc: Any = pyarrow.compute  # whose functions are made on import, unseen by type checkers
 
 
 def read_batches(source: Source, shard: Shard, size: int, max_bytes: int, pool: Executor) -> Iterator[Rows]:
@@ -74,7 +77,12 @@ def _read_table(source: Source, shard: Shard, size: int, max_bytes: int, pool: E
         yield from _rows(numbered, [bad] * shard.rows, nothing).slices(size)
         return
     ids = table.column(source.id_column).cast(pa.string()).to_pylist() if source.id_column else numbered
-    kept = [table.column(name).combine_chunks() for name in source.keep]
+    kept = [
+        table.column(name).cast(field.type).combine_chunks()
+        if table.column(name).type != field.type
+        else table.column(name).combine_chunks()
+        for name, field in zip(source.keep, source.kept, strict=True)
+    ]
     for start in range(0, shard.rows, size):
         cells = _cells(source, table.column(source.image_column).slice(start, size))
         answers = _resolved(source, cells, max_bytes, pool)
@@ -105,9 +113,10 @@ def _cells(source: Source, column: pa.ChunkedArray) -> list[Bytes | bytes]:
         if source.links:
             cells += [null if link is None else link.encode() for link in chunk.to_pylist()]
             continue
-        plain = chunk.field("bytes") if pa.types.is_struct(chunk.type) else chunk
+        plain = pc.struct_field(chunk, "bytes") if pa.types.is_struct(chunk.type) else chunk  # with its own nulls
         names = [field.name for field in chunk.type] if pa.types.is_struct(chunk.type) else []
-        links = chunk.field("path").to_pylist() if "path" in names and plain.null_count else [None] * len(chunk)
+        followed = "path" in names and plain.null_count
+        links = pc.struct_field(chunk, "path").to_pylist() if followed else [None] * len(chunk)
         for data, link in zip(plain.to_pylist(), links, strict=True):
             cells.append(Bytes(data, None) if data is not None else null if link is None else str(link).encode())
     return cells
@@ -141,6 +150,17 @@ def _pick(source: Source, path: bytes, numbers: list[int]) -> dict[int, Bytes | 
 
 
 # -------------------------------------------------------------------- tars
+
+
+class _Header(tarfile.TarInfo):
+    """Raises at a damaged header, where tarfile would take it for the end of the tar."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # pyright: ignore[reportAttributeAccessIssue]
+            raise tarfile.ReadError(f"a damaged header: {error}") from error
 
 
 def _read_tar(source: Source, shard: Shard, size: int, max_bytes: int) -> Iterator[Rows]:
@@ -186,7 +206,7 @@ def _samples(source: Source, path: bytes, max_bytes: int) -> Iterator[tuple[str,
     """Every sample's image's name, its bytes, and the texts to keep."""
     pictures = {extension[1:] for extension in EXTENSIONS}
     wanted = pictures if source.image_column == "image" else {source.image_column.lower()}
-    with as_os_error(), _opened(source, path) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+    with as_os_error(), _opened(source, path) as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Header) as tar:
         key: str | None = None
         image: tuple[str, Bytes] | None = None
         texts: dict[str, str] = {}
@@ -197,23 +217,38 @@ def _samples(source: Source, path: bytes, max_bytes: int) -> Iterator[tuple[str,
                 nothing = Bytes(None, f"there is no image beside {', '.join(others) or 'nothing'}")
                 yield *(image or (key, nothing)), [texts.get(name) for name in source.keep]
 
-        for member in tar:
-            folder, _, base = member.name.rpartition("/")
-            if not member.isfile() or base.startswith("."):
+        members, problem = iter(tar), None
+        while True:
+            try:
+                if (member := next(members, None)) is None:
+                    break
+            except (tarfile.TarError, EOFError, OSError) as error:
+                problem = error  # what came before it is whole
+                break
+            name = readable(os.fsencode(member.name))
+            folder, _, base = name.rpartition("/")
+            if not (member.isfile() or member.islnk()) or base.startswith("."):
                 continue
             stem, _, extension = base.partition(".")
             here = f"{folder}/{stem}" if folder else stem
-            if here != key:
+            picture = extension.lower() in wanted
+            if here != key or (picture and image is not None):  # a second image is a sample of its own
                 yield from finished()
                 key, image, texts, others = here, None, {}, []
+            if member.islnk():
+                if picture:
+                    image = name, Bytes(None, f"it is a link to {readable(os.fsencode(member.linkname))}")
+                continue
             content: Any = tar.extractfile(member)
-            if image is None and extension.lower() in wanted:
-                image = member.name, Bytes(content.read(max_bytes + 1), None)
+            if picture:
+                image = name, Bytes(content.read(max_bytes + 1), None)
             elif extension in source.keep:
                 texts[extension] = content.read(max_bytes).decode("utf-8", "replace")
             else:
                 others.append(base)
         yield from finished()
+        if problem is not None:
+            raise problem
         if tar.fileobj is not None and tar.fileobj.tell() == tar.offset:  # nothing where tarfile looked for more
             raise EOFError("the mark of its end is missing")
 

@@ -92,14 +92,14 @@ class Tokenizer:
     def _streamed(self, shard: Shard, stream: Any) -> Iterator[Decoded]:
         """Batches that a task elsewhere decodes; from where that task is lost, with care."""
         import ray
-        from ray.exceptions import ObjectLostError, OutOfMemoryError, WorkerCrashedError
+        from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError
 
         taken = 0
         try:
             for reference in stream:
                 yield ray.get(reference)
                 taken += 1
-        except (WorkerCrashedError, OutOfMemoryError, ObjectLostError):
+        except (WorkerCrashedError, OutOfMemoryError, ObjectLostError, NodeDiedError):
             yield from self._carefully(shard, taken)
 
     def _carefully(self, shard: Shard, first: int = 0) -> Iterator[Decoded]:
@@ -109,17 +109,19 @@ class Tokenizer:
             for rows in islice(parts, first, None):
                 yield self._contained(rows)
 
-    def _contained(self, rows: Rows) -> Decoded:
-        """Decodes in a task; where that takes its process with it, in halves, down to the image that does."""
+    def _contained(self, rows: Rows, tries: int = 2) -> Decoded:
+        """Decodes in a task; where that takes its process with it, in halves, down to the image that does it twice."""
         import ray
-        from ray.exceptions import OutOfMemoryError, WorkerCrashedError
+        from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError
 
         try:
             return ray.get(self.decode.remote(self.job, rows))
-        except (WorkerCrashedError, OutOfMemoryError):
+        except (WorkerCrashedError, OutOfMemoryError, ObjectLostError, NodeDiedError):
             count = len(rows.ids)
             if count > 1:
                 return joined([self._contained(half) for half in rows.slices(-(-count // 2))])
+            if tries > 1:  # once may have been somebody else's doing
+                return self._contained(rows, tries - 1)
             side = self.job.metadata.image_size
             pixels, sizes = np.zeros((0, side, side, 3), np.uint8), np.zeros((0, 2), np.uint32)
             reject = "decoder_crashed", "decoding this image ends the process that does it"

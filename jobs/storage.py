@@ -53,6 +53,7 @@ again = tenacity.retry(
 """Decorates what is to be tried again while storage is unavailable."""
 
 _REFUSED = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_FINAL = (errno.EINVAL, errno.EPERM, errno.ENAMETOOLONG, errno.ENOSYS, errno.EREMCHG)
 _UNFINISHED = re.compile(r"\..*\.[0-9a-f]{32}\.tmp")
 _EVERYTHING = 1 << 62  # bytes, as the end of a range: without one, s3fs asks for a file's size first
 
@@ -90,8 +91,9 @@ def _of_client(error: BaseException) -> bool:
 
 def is_outage(error: OSError) -> bool:
     """Whether an error of an object store says nothing about the object: the next try may succeed."""
-    network = isinstance(error, TimeoutError | ConnectionError) or error.__cause__ is not None or _of_client(error)
-    return network and not isinstance(error, _REFUSED) and error.errno not in (errno.EINVAL, errno.EPERM)
+    if isinstance(error, _REFUSED) or error.errno in _FINAL or "ValidationError" in type(error.__cause__).__name__:
+        return False
+    return isinstance(error, TimeoutError | ConnectionError) or error.__cause__ is not None or _of_client(error)
 
 
 @contextmanager
@@ -298,7 +300,7 @@ def place(uri: str) -> Place:
         raise StorageError(f"{bare!r} is no folder; of the web, only single images are read, named in a list")
     try:
         return Place(fsspec.filesystem(scheme), path.rstrip("/"))
-    except (ImportError, ValueError) as error:
+    except (ImportError, TypeError, ValueError) as error:  # TypeError: a filesystem that needs arguments
         raise StorageError(f"{bare!r} cannot be opened: {reason(error)}") from error
 
 

@@ -25,7 +25,7 @@ from alit.weights import Weights, load_weights
 from jobs.estimate import describe_plan
 from jobs.inputs import Input, open_input
 from jobs.options import TokenizeOptions
-from jobs.output import JOB, Totals, finish, read_record, read_totals, require_apart, require_same, unwritten
+from jobs.output import JOB, Totals, clear, finish, read_record, read_totals, require_apart, require_same, unwritten
 from jobs.plan import StoredPlan, read_plan, write_plan
 from jobs.progress import counting, job_bar
 from jobs.runner import local_cpus, ray_session, stop_on_sigterm, unwrapped
@@ -86,6 +86,7 @@ def tokenize(
     """
     options, console = options or TokenizeOptions(), console or Console(stderr=True)
     loaded, metadata = _load(options)
+    limits = Limits(max_bytes=options.max_bytes, max_pixels=options.max_pixels)
     folder, given = place(output), place(source)
     with stop_on_sigterm():
         before = read_record(folder, overwrite=options.overwrite)
@@ -97,8 +98,8 @@ def tokenize(
         else:
             found = _open(source, options)
             require_apart(given, found.source, folder)
-            if options.overwrite and folder.exists():
-                folder.remove_folder()
+            if options.overwrite:
+                clear(folder)
             with counting(console, "planning", "images found") as tell:
                 plan = write_plan(folder, found, options.rows_per_file, options.limit, tell)
             record = job_record(metadata, source, options, size, plan)
@@ -109,7 +110,7 @@ def tokenize(
             metadata=metadata,
             weights=str(loaded.folder.resolve()),
             batch_size=size,
-            limits=Limits(max_bytes=options.max_bytes, max_pixels=options.max_pixels),
+            limits=limits,
             jpeg=options.jpeg,
         )
         return _run(job, plan, options, output, console)

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from alit.errors import AlitError
 from alit.tokens import DATA, MANIFEST, METADATA_KEY, REJECTS, Metadata, reject_schema, token_schema
-from jobs.output import JOB, Totals
+from jobs.output import JOB, Totals, batched, read_json
 from jobs.plan import StoredPlan, plan_of_record, repeated_ids
 from jobs.progress import job_bar
 from jobs.runner import local_cpus
@@ -35,9 +35,13 @@ def verify(dataset: str, console: Console) -> bool:
         AlitError: the folder is no token dataset, or its plan cannot be read.
     """
     folder = place(dataset)
-    record, manifest = _read(folder, JOB), _read(folder, MANIFEST)
+    record, manifest = read_json(folder / JOB), read_json(folder / MANIFEST)
     if record is None:
         raise AlitError(f"{dataset!r} has no {JOB}: it is no token dataset that `alit tokenize` made")
+    if missing := [name for name in (*_METADATA, "plan", "keep", "rows_per_file") if name not in record]:
+        raise AlitError(
+            f"{dataset!r} cannot be checked: its {JOB} is damaged or of an older version, without {missing[0]}"
+        )
     plan = plan_of_record(folder, record)
     metadata = Metadata.from_bytes(json.dumps({n: record[n] for n in _METADATA}).encode(), f"{dataset!r}")
     totals, shown = Totals(), 0
@@ -58,12 +62,13 @@ def verify(dataset: str, console: Console) -> bool:
             tell(f"{name} holds {len(strange)} files that are not planned, such as {strange[0]!r}")
     with ThreadPoolExecutor(local_cpus()) as pool, job_bar(console) as bar:
         task = bar.add_task("verifying", total=plan.shards, rate="shards")
-        for counts, problems in pool.map(lambda n: _check(folder, plan, metadata, n), range(plan.shards)):
-            for problem in problems:
-                tell(problem)
-            if counts is not None:
-                totals.add(counts)
-            bar.advance(task)
+        for some in batched(range(plan.shards), 256):
+            for counts, problems in pool.map(lambda n: _check(folder, plan, metadata, n), some):
+                for problem in problems:
+                    tell(problem)
+                if counts is not None:
+                    totals.add(counts)
+                bar.advance(task)
     if not shown and (plan.source.kind == "tar" or plan.source.id_column):
         files = [(folder / name, file_name(n).encode(), "id") for n in range(plan.shards) for name in (DATA, REJECTS)]
         if repeated := repeated_ids(files, totals.images + totals.rejects)[1]:
@@ -82,20 +87,6 @@ def verify(dataset: str, console: Console) -> bool:
 
 
 _METADATA = tuple(field for field in Metadata.__dataclass_fields__)
-
-
-def _read(folder: Place, name: str) -> dict[str, Any] | None:
-    try:
-        found = json.loads((folder / name).read())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise AlitError(f"{folder.path}/{name} is damaged: {error}") from error
-    except OSError as error:
-        raise AlitError(f"{folder.path}/{name} cannot be read: {reason(error)}") from error
-    if not isinstance(found, dict):
-        raise AlitError(f"{folder.path}/{name} is damaged: it holds no object")
-    return found
 
 
 def _check(folder: Place, plan: StoredPlan, metadata: Metadata, number: int) -> tuple[Counts | None, list[str]]:

@@ -67,6 +67,7 @@ def run(config: Path | None, changes: dict[str, Any]) -> None:
             },
             logging_config={"enable_access_log": False},
         )
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.run(build(settings), name="alit", route_prefix="/")
         seconds = time.monotonic() - started
         print(

@@ -6,6 +6,7 @@ import functools
 import http.server
 import io
 import json
+import os
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -344,3 +345,119 @@ def test_lists_that_cannot_be_used_are_refused_with_what_they_have(photos: Path,
     (tmp_path / "folder" / "README.txt").write_text("not a list")
     with pytest.raises(InputError, match=r"a list .* is named itself"):
         planned(str(tmp_path / "folder"), tmp_path / "out")
+
+
+def tar_of(path: Path, *members: tuple[str, bytes]) -> bytes:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+def test_a_damaged_header_in_a_tar_is_not_taken_for_its_end(tmp_path: Path, damage: str) -> None:
+    whole = bytearray(tar_of(tmp_path / "a.tar", *((f"{i}.png", PICTURES[i][:400]) for i in range(3))))
+    second = 512 + 512  # after the first header and its file
+    if damage == "flip":
+        whole[second + 150] ^= 1  # in the checksum
+    (tmp_path / "a.tar").write_bytes(whole if damage == "flip" else whole[: second + 300])
+    ids, _, errors, _ = everything(planned(str(tmp_path / "a.tar"), tmp_path / "out"))
+    assert ids == ["a.tar/0.png", "a.tar#end"]
+    assert "header" in str(errors[-1]) or "unexpected end" in str(errors[-1])
+
+
+def test_images_of_one_key_links_and_odd_names_in_a_tar_are_all_there(tmp_path: Path) -> None:
+    members = [(name, PICTURES[0]) for name in ("a.png", "a.jpg", "b.png", "b.png", "caf\udce9.png")]
+    tar_of(tmp_path / "a.tar", *members)
+    with tarfile.open(tmp_path / "a.tar", "a") as tar:
+        link = tarfile.TarInfo("c.png")
+        link.type, link.linkname = tarfile.LNKTYPE, "a.png"
+        tar.addfile(link)
+    ids, data, errors, _ = everything(planned(str(tmp_path / "a.tar"), tmp_path / "out"))
+    names = ["a.png", "a.jpg", "b.png", "b.png#2", "caf%E9.png", "c.png"]
+    assert ids == [f"a.tar/{name}" for name in names]
+    assert data == [PICTURES[0]] * 5 + [None]
+    assert errors[-1] == "it is a link to a.png"
+
+
+def test_words_that_look_like_something_else_stay_words(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('image,c\n"NA",NA\nb,null\nc,"nan"\nd,\n')
+    ids, _, _, kept = everything(planned(str(tmp_path / "a.csv"), tmp_path / "1", keep=["c"]))
+    assert ids == ["NA", "b", "c", "d"]
+    assert kept == [["NA", "null", "nan", None]]
+    lines = [json.dumps({"image": "x", "id": f"2024-01-0{i}", "m": {"at": f"2024-01-0{i}"}}) for i in (1, 2)]
+    (tmp_path / "b.jsonl").write_text("\n".join(lines))
+    ids, _, _, kept = everything(planned(str(tmp_path / "b.jsonl"), tmp_path / "2", id_column="id", keep=["m"]))
+    assert ids == ["2024-01-01", "2024-01-02"]
+    assert kept == [[{"at": "2024-01-01"}, {"at": "2024-01-02"}]]
+
+
+def test_columns_that_nobody_asked_for_may_hold_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.lists.BLOCK", 1000)
+    rows = 200
+    (tmp_path / "a.csv").write_text("image,zip\n" + "".join(f"{i}.jpg,{i}\n" for i in range(rows)) + "last.jpg,ABC\n")
+    assert len(everything(planned(str(tmp_path / "a.csv"), tmp_path / "1", 1000))[0]) == rows + 1
+    lines = [json.dumps({"image": f"{i}.jpg", "k": None}) for i in range(rows)]
+    lines.append(json.dumps({"image": "last.jpg", "new": 1, "k": "text"}))
+    (tmp_path / "b.jsonl").write_text("\n".join(lines))
+    _, _, _, kept = everything(planned(str(tmp_path / "b.jsonl"), tmp_path / "2", 1000, keep=["k"]))
+    assert kept[0][-2:] == [None, "text"]
+
+
+def test_kept_views_become_plain_and_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
+    views = pa.array(["a", None, "c"], pa.string_view())
+    table = pa.table({"image": PICTURES[:3], "v": views, "e": pa.array([{}] * 3, pa.struct([])), "l": [[1], [2], [3]]})
+    with pa.ipc.new_file(tmp_path / "t.arrow", table.schema) as file:
+        file.write_table(table)
+    plan = planned(str(tmp_path / "t.arrow"), tmp_path / "1", keep=["v"])
+    assert plan.source.kept[0].type == pa.large_string()
+    assert everything(plan)[3] == [["a", None, "c"]]
+    for options, words in (({"keep": ["e"]}, "cannot be kept"), ({"id_column": "l"}, "must hold text or numbers")):
+        with pytest.raises(InputError, match=words):
+            planned(str(tmp_path / "t.arrow"), tmp_path / "2", **options)
+
+
+def test_odd_links_are_errors_of_their_own(tmp_path: Path, bucket: Any) -> None:
+    query, _, _ = bucket
+    lines = [
+        f"s3://bad bucket/x.png?{query}",
+        "s3://bucket",
+        "FILE:///nowhere.png",
+        "github://x/y.png",
+    ]
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    ids, data, errors, _ = everything(planned(str(tmp_path / "a.txt"), tmp_path / "out"))
+    assert ids == lines
+    assert data == [None] * len(lines)
+    assert all(errors)
+    assert "names no object" in str(errors[1])
+    assert "No such file" in str(errors[2])
+
+
+def test_a_glob_sees_unreadable_folders_and_no_circles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.png").write_bytes(PICTURES[0])
+    (tmp_path / "a" / "loop").symlink_to("..")
+    assert everything(planned(str(tmp_path / "**" / "*.png"), tmp_path.parent / "glob-out"))[0] == ["a/x.png"]
+    scandir = os.scandir
+
+    def denied(path: Any) -> Any:
+        if os.fsencode(path).endswith(b"/a"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(InputError, match="cannot be listed: Permission denied"):
+        planned(str(tmp_path / "*" / "*.png"), tmp_path.parent / "glob-out2")
+
+
+def test_a_null_struct_is_null_whatever_lies_below_it(tmp_path: Path) -> None:
+    kind = pa.struct({"bytes": pa.binary()})
+    cells = pa.StructArray.from_arrays(
+        [pa.array(PICTURES[:3], pa.binary())], fields=list(kind), mask=pa.array([False, True, False])
+    )
+    with pa.ipc.new_file(tmp_path / "t.arrow", pa.schema({"image": kind})) as file:
+        file.write_table(pa.table({"image": cells}))
+    assert everything(planned(str(tmp_path / "t.arrow"), tmp_path / "out"))[1] == [PICTURES[0], None, PICTURES[2]]

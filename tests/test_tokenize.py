@@ -304,7 +304,7 @@ def test_going_on_with_other_settings_is_refused_naming_them(
 def test_a_damaged_beginning_is_refused(copy: Path, folder: Path, weights: Weights, criterion: str) -> None:
     (copy / "_manifest.json").unlink()
     (copy / "_job.json").write_bytes(b"{")
-    with pytest.raises(AlitError, match=r"_job\.json is damaged"):
+    with pytest.raises(AlitError, match=r"_job\.json' is damaged"):
         tokenize(folder, copy, weights, criterion=criterion)
 
 

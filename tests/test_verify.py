@@ -165,5 +165,5 @@ def test_what_is_no_dataset_or_has_no_plan_is_a_sentence(dataset: Path, tmp_path
     with pytest.raises(AlitError, match="plan cannot be read"):
         verify(str(copy), Console(quiet=True))
     (copy / "_job.json").write_text("{")
-    with pytest.raises(AlitError, match=r"_job\.json is damaged"):
+    with pytest.raises(AlitError, match=r"_job\.json' is damaged"):
         verify(str(copy), Console(quiet=True))

@@ -1,0 +1,392 @@
+"""The API over real HTTP, on a real Ray Serve that `alit serve` starts once."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgpack
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+import alit
+from alit.images import decode_image, encode_image, to_uint8
+from alit.weights import Weights
+from serve.client import AsyncClient, Client, ServiceError
+
+KEY = "a-key-for-the-tests-0123456789"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Service:
+    """`alit serve` in a process of its own."""
+
+    def __init__(self, folder: Path, settings: str = "", **environment: str) -> None:
+        self.port, self.log = free_port(), folder / "serve.log"
+        (folder / "serve.yaml").write_text(f"port: {self.port}\n{settings}")
+        command = [str(Path(sys.executable).with_name("alit")), "serve", "--config", str(folder / "serve.yaml")]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=os.environ | environment)
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def ready(self, patience: float = 120) -> Service:
+        until = time.monotonic() + patience
+        while time.monotonic() < until:
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                if httpx.get(f"{self.url}/readyz", timeout=2).is_success:
+                    return self
+            except httpx.TransportError:
+                pass
+            time.sleep(0.2)
+        raise AssertionError(self.log.read_text())
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(90)
+
+
+SETTINGS = """
+max_images: 40
+max_body_bytes: 4000000
+max_image_bytes: 1000000
+max_pixels: 1000000
+requests_per_minute: 6000
+"""
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("serve")
+    (folder / "serve").mkdir()  # a folder of the user's own with this name
+    (folder / "serve" / "__init__.py").write_text("raise SystemExit('imported from the working folder')\n")
+    running = Service(folder, SETTINGS, ALIT_KEYS=f"tests:{KEY}").ready()
+    yield running
+    assert running.stop() == 0, running.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def http(service: Service) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=service.url, timeout=60, headers={"Authorization": f"Bearer {KEY}"}) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def weights() -> Weights:
+    return alit.load_weights()
+
+
+def photo(seed: int, size: int = 80) -> bytes:
+    """A smooth picture with some detail."""
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (2 + seed % 9, 3, 3), dtype=np.uint8))
+    return encode_image(np.array(coarse.resize((size, size + seed), Image.Resampling.BICUBIC)), "jpeg")
+
+
+def body(*files: bytes, **options: Any) -> dict[str, Any]:
+    return {"images": [{"data": base64.b64encode(file).decode()} for file in files]} | options
+
+
+def expected(weights: Weights, file: bytes, criterion: str) -> Any:
+    pixels = decode_image(file, weights.model.config.image_size).pixels
+    return weights.model.encode(torch.from_numpy(pixels).permute(2, 0, 1)[None], criterion)
+
+
+# -------------------------------------------------------------------- what is answered
+
+
+def test_models_and_health_are_told(http: httpx.Client, weights: Weights) -> None:
+    (model,) = http.get("/v1/models").raise_for_status().json()["models"]
+    assert (model["name"], model["fingerprint"], model["lengths"]) == ("nano", weights.fingerprint, [16, 32, 48, 64])
+    assert http.get("/healthz").json() == {"status": "ok"}
+    assert http.get("/readyz").json() == {"status": "ready"}
+    assert http.get("/openapi.json").json()["paths"].keys() >= {"/v1/encode", "/v1/decode", "/v1/reconstruct"}
+
+
+def test_every_image_gets_its_result_or_its_error_in_order(http: httpx.Client, weights: Weights) -> None:
+    files = [photo(0), b"no picture", photo(1), b""]
+    asked = body(*files, criterion="l1:0.05", **{"return": ["ids", "trace"]})
+    asked["images"][2]["id"] = "two"
+    answer = http.post("/v1/encode", json=asked).raise_for_status().json()
+    assert answer["fingerprint"] == weights.fingerprint
+    assert [result["index"] for result in answer["results"]] == [0, 1, 2, 3]
+    for i in (0, 2):
+        result, alone = answer["results"][i], expected(weights, files[i], "l1:0.05")
+        assert result["ids"] == alone.tokens.tolist()
+        assert result["score"] == pytest.approx(alone.score.item(), abs=1e-5)
+        assert result["satisfied"] == alone.satisfied.item()
+        assert result["trace"] == pytest.approx(alone.trace[0, : alone.tried.item()].tolist(), abs=1e-5)
+        assert (result["width"], result["height"]) == (80, 80 + (0, 0, 1)[i])
+    assert answer["results"][2]["id"] == "two"
+    assert answer["results"][1]["error"]["type"] == "urn:alit:problem:not_an_image"
+    assert answer["results"][3]["error"]["type"] == "urn:alit:problem:empty"
+
+
+def test_raw_bodies_and_multipart_are_the_same_question(http: httpx.Client) -> None:
+    told = http.post("/v1/encode", json=body(photo(3), criterion="fixed:32")).json()["results"]
+    raw = http.post("/v1/encode?criterion=fixed:32", content=photo(3), headers={"content-type": "image/jpeg"}).json()
+    several = [("image", ("a.jpg", photo(3))), ("image", ("b.jpg", photo(4)))]
+    form = http.post("/v1/encode", files=several, data={"criterion": "fixed:32", "return": "ids,trace"}).json()
+    assert raw["results"] == told
+    assert form["results"][0]["ids"] == told[0]["ids"]
+    assert len(form["results"]) == 2
+
+
+def test_arrow_and_msgpack_hold_what_json_holds(http: httpx.Client) -> None:
+    asked = body(photo(5), b"bad", criterion="l1:0.05")
+    told = http.post("/v1/encode", json=asked).json()
+    packed = http.post("/v1/encode", json=asked, headers={"accept": "application/msgpack"})
+    assert msgpack.unpackb(packed.content) == told
+    stream = http.post("/v1/encode", json=asked, headers={"accept": "application/vnd.apache.arrow.stream"})
+    rows = pa.ipc.open_stream(stream.content).read_all().to_pylist()
+    assert rows[0]["ids"] == told["results"][0]["ids"]
+    assert rows[1]["error"]["status"] == 422
+    assert rows[0]["fingerprint"] == told["fingerprint"]
+
+
+def test_max_tokens_bounds_the_code(http: httpx.Client) -> None:
+    (result,) = http.post("/v1/encode", json=body(photo(6), criterion="l1:0", max_tokens=40)).json()["results"]
+    assert (result["num_tokens"], result["satisfied"]) == (32, False)
+
+
+def test_every_length_and_attention_are_given_where_asked(http: httpx.Client, weights: Weights) -> None:
+    asked = body(photo(7), **{"return": ["every_length", "attention", "reconstruction"]})
+    (result,) = http.post("/v1/encode", json=asked).json()["results"]
+    assert [length["num_tokens"] for length in result["every_length"]] == [16, 32, 48, 64]
+    pixels = decode_image(photo(7), 64).pixels
+    every = weights.model.encode_all(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    for length, ids in zip(result["every_length"], every, strict=True):
+        assert length["ids"] == ids[0].tolist()
+        drawn = np.array(Image.open(io.BytesIO(base64.b64decode(length["reconstruction"]))))
+        assert np.abs(drawn.astype(int) - to_uint8(weights.model.decode(list(ids)))[0]).max() <= 1
+        assert length["l1"] == pytest.approx(np.abs(drawn / 255 - pixels / 255).mean(), abs=2e-3)
+    for maps in result["attention"]:
+        assert len(base64.b64decode(maps["maps"])) == maps["num_tokens"] * maps["grid"] ** 2
+    assert "ids" not in result
+
+
+def test_ids_come_back_as_pictures(http: httpx.Client, weights: Weights) -> None:
+    rows = [expected(weights, photo(i), f"fixed:{16 * (i + 1)}").tokens for i in range(3)]
+    asked = {"images": [{"ids": row.tolist()} for row in rows], "fingerprint": weights.fingerprint}
+    answer = http.post("/v1/decode", json=asked)
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.namelist() == ["0.png", "1.png", "2.png"]
+        drawn = [np.array(Image.open(archive.open(name))).astype(int) for name in archive.namelist()]
+    for picture, row in zip(drawn, rows, strict=True):
+        assert np.abs(picture - to_uint8(weights.model.decode([row]))[0]).max() <= 1
+    for kind in ("png", "webp", "jpeg"):
+        one = http.post("/v1/decode", json={"images": asked["images"][:1], "format": kind})
+        assert Image.open(io.BytesIO(one.content)).format == kind.upper()
+    there_and_back = http.post("/v1/reconstruct?tokens=48", content=photo(0))
+    assert there_and_back.headers["x-alit-tokens"] == "48"
+    assert Image.open(io.BytesIO(there_and_back.content)).size == (64, 64)
+
+
+def test_two_hundred_photographs_in_mixed_requests_at_once_equal_the_models_own_answers(
+    service: Service, weights: Weights
+) -> None:
+    files = [photo(i, 70) for i in range(200)]
+    criteria = ["l1:0.05", "fixed:16", "psnr:22", "l1:0.03", "ssim:0.5"]
+    wishes = [criteria[i % len(criteria)] for i in range(200)]
+
+    async def ask() -> dict[int, Any]:
+        found: dict[int, Any] = {}
+        async with AsyncClient(service.url, KEY, tries=20) as client:
+
+            async def one(numbers: list[int]) -> None:
+                results = await client.encode([files[n] for n in numbers], criterion=wishes[numbers[0]])
+                found.update(zip(numbers, results, strict=True))
+
+            numbers = [list(range(k, 200, len(criteria))) for k in range(len(criteria))]
+            chunks = [part[i : i + 1 + k] for k, part in enumerate(numbers) for i in range(0, len(part), 1 + k)]
+            random.Random(0).shuffle(chunks)
+            await asyncio.gather(*map(one, chunks))
+        return found
+
+    found = asyncio.run(ask())
+    assert sorted(found) == list(range(200))
+    for number, result in found.items():
+        alone = expected(weights, files[number], wishes[number])
+        assert result["ids"] == alone.tokens.tolist(), number
+        assert result["num_tokens"] == alone.num_tokens.item()
+
+
+# -------------------------------------------------------------------- doors
+
+
+def problem(response: httpx.Response, status: int, words: str) -> None:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    told = response.json()
+    assert told.keys() == {"type", "title", "status", "detail"}
+    assert told["status"] == status
+    assert words in told["detail"]
+
+
+def test_without_the_right_key_nothing_is_done(service: Service) -> None:
+    asked = body(photo(0))
+    with httpx.Client(base_url=service.url) as stranger:
+        problem(stranger.post("/v1/encode", json=asked), 401, "Authorization: Bearer KEY")
+        wrong = stranger.post("/v1/encode", json=asked, headers={"Authorization": "Bearer " + "x" * 30})
+        problem(wrong, 401, "not known")
+        assert wrong.headers["www-authenticate"].startswith("Bearer")
+        problem(stranger.get("/v1/models"), 401, "key")
+        assert stranger.get("/healthz").is_success
+        assert stranger.get("/").headers["content-security-policy"].startswith("default-src 'self'")
+    assert KEY not in service.log.read_text()
+
+
+MISTAKES: list[tuple[dict[str, Any], int, str]] = [
+    ({"json": {"images": []}}, 422, "images"),
+    ({"json": body(b"x", model="large")}, 422, "there is no model 'large'; there are nano"),
+    ({"json": body(b"x", criterion="beauty:1")}, 422, "is not known; write fixed:N"),
+    ({"json": body(b"x", criterion="l1:nan")}, 422, "must lie from 0 to 1, got nan"),
+    ({"json": body(b"x", criterion="os:system@1")}, 422, "is not known"),
+    ({"json": body(b"x", criterion="fixed:17")}, 422, "gives 16, 32, 48, 64 tokens"),
+    ({"json": body(b"x", max_tokens=3)}, 422, "max_tokens must be at least 16"),
+    ({"json": body(b"x", colour="red")}, 422, "colour"),
+    ({"json": body(*[b"x"] * 41)}, 413, "may hold 40 images, got 41"),
+    ({"json": [1, 2]}, 422, "valid dictionary or object"),
+    ({"content": b"{", "headers": {"content-type": "application/json"}}, 422, "Invalid JSON"),
+    ({"content": b"x", "headers": {"content-type": "text/plain"}}, 415, "send application/json"),
+    ({"content": b"x" * 4_000_001, "headers": {"content-type": "image/png"}}, 413, "4,000,000 bytes"),
+    ({"data": {"criterion": "l1:0.1"}}, 415, "x-www-form-urlencoded"),
+]
+
+
+@pytest.mark.parametrize(("content", "status", "words"), MISTAKES)
+def test_mistakes_are_problem_documents(http: httpx.Client, content: dict[str, Any], status: int, words: str) -> None:
+    problem(http.post("/v1/encode", **content), status, words)
+    assert http.post("/v1/encode", json=body(photo(0))).is_success
+
+
+def test_bodies_without_a_length_are_bounded_too(http: httpx.Client) -> None:
+    pieces = (b"x" * 100_000 for _ in range(60))
+    problem(http.post("/v1/encode", content=pieces, headers={"content-type": "image/png"}), 413, "4,000,000 bytes")
+
+
+def test_images_beyond_the_limits_are_refused_one_by_one(http: httpx.Client) -> None:
+    bomb = io.BytesIO()
+    Image.new("1", (4000, 3000)).save(bomb, "png")
+    answer = http.post("/v1/encode", json=body(bomb.getvalue(), b"\xff\xd8\xff" + b"x" * 1_000_000, photo(0))).json()
+    reasons = [result.get("error", {}).get("type") for result in answer["results"]]
+    assert reasons == ["urn:alit:problem:too_many_pixels", "urn:alit:problem:too_many_bytes", None]
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"images": [{"ids": [1] * 17}]}, "images.0: this model decodes 16, 32, 48, 64 tokens, got 17"),
+        ({"images": [{"ids": [2048] * 16}]}, "ids must lie from 0 to 2047, got 2048"),
+        ({"images": [{"ids": [-1] * 16}]}, "greater than or equal to 0"),
+        ({"images": [{"ids": ["a"] * 16}]}, "valid integer"),
+        ({"images": [{"ids": [1] * 16}], "fingerprint": "abc"}, "has the weights"),
+        ({"images": [{"ids": [1] * 16}], "format": "tiff"}, "'png', 'webp' or 'jpeg'"),
+    ],
+)
+def test_tokens_that_are_none_are_problem_documents(http: httpx.Client, asked: dict[str, Any], words: str) -> None:
+    problem(http.post("/v1/decode", json=asked), 422, words)
+
+
+def test_paths_and_methods_that_are_not_there_are_problem_documents(http: httpx.Client) -> None:
+    problem(http.get("/v2/encode"), 404, "Not Found")
+    problem(http.get("/v1/encode"), 405, "Method Not Allowed")
+    for path in ("/playground/../app.py", "/playground/%2e%2e/app.py", "/playground/..%2fapp.py"):
+        assert http.get(path).status_code in (404, 405)
+
+
+def test_the_client_tells_what_the_service_said(service: Service) -> None:
+    with Client(service.url, KEY) as client:
+        good, bad = client.encode([photo(0), b"junk"], criterion="fixed:16")
+        assert len(good["ids"]) == 16
+        assert "expected a JPEG" in bad["error"]["detail"]
+        assert len(client.decode([good["ids"]])) == 1
+        assert len(client.decode([good["ids"]] * 2, format="webp")) == 2
+        assert client.models()["default"] == "nano"
+        with pytest.raises(ServiceError, match="there is no model") as caught:
+            client.encode([photo(0)], model="absent")
+        assert caught.value.status == 422
+    with Client(service.url, "x" * 20, tries=1) as stranger, pytest.raises(ServiceError, match="not known"):
+        stranger.models()
+
+
+def test_the_client_needs_neither_torch_nor_ray() -> None:
+    code = "import sys, serve.client; sys.exit(bool({'torch', 'ray', 'alit', 'fastapi'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_client_that_leaves_or_sends_slowly_does_no_harm(service: Service, http: httpx.Client) -> None:
+    head = f"POST /v1/encode HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: image/png\r\n"
+    slow = socket.create_connection(("127.0.0.1", service.port))
+    slow.sendall(f"{head}Content-Length: 1000\r\n\r\nabc".encode())
+    for _ in range(10):
+        with socket.create_connection(("127.0.0.1", service.port)) as gone:
+            gone.sendall(f"{head}Content-Length: {len(photo(0))}\r\n\r\n".encode() + photo(0))
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: http.post("/v1/encode", json=body(photo(0))), range(8)))
+    assert all(answer.is_success for answer in answers)
+    slow.close()
+
+
+def test_what_the_server_stack_must_refuse_it_refuses(service: Service, http: httpx.Client) -> None:
+    smuggled = [
+        b"POST /v1/encode HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+        b"POST /v1/encode HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST /v1/encode HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nbad header\r\n\r\n",
+    ]
+    for request in smuggled:
+        with socket.create_connection(("127.0.0.1", service.port), timeout=20) as connection:
+            connection.sendall(request)
+            answer = connection.recv(1000)
+            assert answer == b"" or int(answer.split()[1]) in (400, 401, 413, 501), (request, answer)
+    assert http.get("/healthz").is_success
+
+
+# -------------------------------------------------------------------- the command
+
+
+def test_bad_settings_are_a_sentence_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "short").write_text("me:short\n")
+    (tmp_path / "typo.yaml").write_text("max_imgs: 3\n")
+    (tmp_path / "range.yaml").write_text("deadline_seconds: -1\n")
+    cases = {
+        "without keys the service listens on this machine alone": ["--host", "0.0.0.0"],
+        "must be written name:key": ["--keys-file", tmp_path / "short"],
+        "max_imgs: Extra inputs are not permitted": ["--config", tmp_path / "typo.yaml"],
+        "deadline_seconds: Input should be greater than 0": ["--config", tmp_path / "range.yaml"],
+        "cannot be read as YAML": ["--config", tmp_path / "absent.yaml"],
+        "does not exist": ["--weights", "x", tmp_path / "absent"],
+    }
+    running = {}
+    for words, arguments in cases.items():
+        command = [str(Path(sys.executable).with_name("alit")), "serve", *map(str, arguments)]
+        running[words] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for words, process in running.items():
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 2, said
+        assert words in said, said
+        assert said.startswith("alit: ")
+        assert "Traceback" not in said
