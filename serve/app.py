@@ -220,8 +220,10 @@ def render(answer: EncodeAnswer, accept: str) -> Response:
     """The answer as its reader wants it: JSON, Arrow or msgpack."""
     told = answer.model_dump(exclude_none=True)
     if ARROW in accept:
-        plain = [{"model": told["model"], "fingerprint": told["fingerprint"]} | result for result in told["results"]]
-        table = pa.Table.from_pylist(plain)
+        common = {"model": told["model"], "fingerprint": told["fingerprint"]}
+        names = dict.fromkeys(name for result in told["results"] for name in result)
+        rows = [common | {name: result.get(name) for name in names} for result in told["results"]]
+        table = pa.Table.from_pylist(rows)
         sink = io.BytesIO()
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)

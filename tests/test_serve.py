@@ -268,7 +268,7 @@ MISTAKES: list[tuple[dict[str, Any], int, str]] = [
     ({"json": body(b"x", max_tokens=3)}, 422, "max_tokens must be at least 16"),
     ({"json": body(b"x", colour="red")}, 422, "colour"),
     ({"json": body(*[b"x"] * 41)}, 413, "may hold 40 images, got 41"),
-    ({"json": [1, 2]}, 422, "valid dictionary or object"),
+    ({"json": [1, 2]}, 422, "should be an object"),
     ({"content": b"{", "headers": {"content-type": "application/json"}}, 422, "Invalid JSON"),
     ({"content": b"x", "headers": {"content-type": "text/plain"}}, 415, "send application/json"),
     ({"content": b"x" * 4_000_001, "headers": {"content-type": "image/png"}}, 413, "4,000,000 bytes"),
@@ -378,7 +378,7 @@ def test_bad_settings_are_a_sentence_and_exit_code_2(tmp_path: Path) -> None:
         "max_imgs: Extra inputs are not permitted": ["--config", tmp_path / "typo.yaml"],
         "deadline_seconds: Input should be greater than 0": ["--config", tmp_path / "range.yaml"],
         "cannot be read as YAML": ["--config", tmp_path / "absent.yaml"],
-        "does not exist": ["--weights", "x", tmp_path / "absent"],
+        "no weights in": ["--weights", "x", tmp_path / "absent"],
     }
     running = {}
     for words, arguments in cases.items():
