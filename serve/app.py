@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from fastapi import FastAPI, Query, Request, Response, UploadFile
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import ValidationError
@@ -35,7 +35,7 @@ from serve.config import Settings
 from serve.doors import Doors
 from serve.encoder import Done, Encoder, Work
 from serve.problems import ProblemError
-from serve.schemas import DecodeRequest, EncodeAnswer, EncodeRequest, ImageFormat, Models, Problem, Result
+from serve.schemas import DecodeRequest, EncodeAnswer, EncodeRequest, ImageFormat, ImageIn, Models, Problem, Result
 
 HERE = Path(__file__).parent / "playground"
 PAGE_HEADERS = {
@@ -169,7 +169,7 @@ class Api:
             raise ProblemError(status, str(error), error.reason) from error
 
 
-async def read_request(request: Request, api: Api) -> tuple[EncodeRequest, list[bytes | ProblemError]]:
+async def read_request(request: Request, api: Api) -> tuple[EncodeRequest, Sequence[bytes | ProblemError]]:
     """The options and files of a request: JSON, multipart, or an image file as the body with options in the query."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
@@ -181,9 +181,7 @@ async def read_request(request: Request, api: Api) -> tuple[EncodeRequest, list[
         return found, [from_base64(image.data) for image in found.images]
     if kind == "multipart/form-data":
         form: FormData = await request.form(max_files=api.settings.max_images, max_fields=20)
-        files = [
-            await item.read() for _, item in form.multi_items() if isinstance(item, UploadFile) or hasattr(item, "read")
-        ]
+        files = [await item.read() for _, item in form.multi_items() if not isinstance(item, str)]
         options: dict[str, Any] = {name: value for name, value in form.multi_items() if isinstance(value, str)}
         if "return" in options:
             options["return"] = str(options["return"]).split(",")
@@ -199,7 +197,7 @@ async def read_request(request: Request, api: Api) -> tuple[EncodeRequest, list[
     if not files:
         raise ProblemError(422, "the request holds no image file", "no_images")
     try:
-        return EncodeRequest(**options | {"images": [{"data": ""}] * len(files)}), files
+        return EncodeRequest.model_validate(options | {"images": [{"data": ""}] * len(files)}), files
     except ValidationError as error:
         raise invalid(error) from error
 
@@ -315,10 +313,7 @@ def make_app(api: Api) -> FastAPI:
     ) -> Response:
         """What a code of some length makes of an image: a file in, a picture out."""
         asked = EncodeRequest(
-            model=model,
-            criterion=f"fixed:{tokens}" if tokens else criterion,
-            **{"return": ["ids"]},
-            images=[{"data": ""}],  # pyright: ignore[reportArgumentType]
+            model=model, criterion=f"fixed:{tokens}" if tokens else criterion, images=[ImageIn(data="")]
         )
         answer = await api.results(asked, [await request.body()])
         (result,) = answer.results
@@ -383,7 +378,8 @@ class Ingress:
 def build(settings: Settings) -> serve.Application:
     """The Serve application: `serve deploy` and `serve run` call it with the YAML's `args`, `alit serve` does too."""
     ongoing = 1 + 2 * settings.max_batch_tokens // 64
-    encoder = Encoder.options(
+    deployments: tuple[Any, Any] = Encoder, Ingress  # which Serve's decorators type as functions
+    encoder = deployments[0].options(
         ray_actor_options={"num_cpus": settings.threads, "num_gpus": settings.gpus_per_replica},
         max_ongoing_requests=ongoing,
         max_queued_requests=settings.queue,
@@ -400,7 +396,7 @@ def build(settings: Settings) -> serve.Application:
             }
         ),
     )
-    ingress = Ingress.options(
+    ingress = deployments[1].options(
         num_replicas=settings.api_replicas,
         max_ongoing_requests=4 * ongoing,
         graceful_shutdown_timeout_s=settings.deadline_seconds,

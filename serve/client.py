@@ -128,6 +128,7 @@ class Client(_Common):
         return self._send("GET", "/v1/models").json()
 
     def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
+        response: httpx.Response | None = None
         for attempt in range(self.tries):
             response = None
             try:
@@ -180,6 +181,7 @@ class AsyncClient(_Common):
         return (await self._send("GET", "/v1/models")).json()
 
     async def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
+        response: httpx.Response | None = None
         for attempt in range(self.tries):
             response = None
             try:

@@ -206,10 +206,7 @@ class Encoder:
                 return done
         raise AssertionError("every image of a batch is answered")
 
-    @serve.batch(
-        max_batch_size=1 << 30, batch_wait_timeout_s=0.01, batch_size_fn=lambda items: sum(w.cost for w, _ in items)
-    )
-    async def _gather(self, items: list[tuple[Work, float]]) -> AsyncIterator[list[Any]]:
+    async def _compute(self, items: list[tuple[Work, float]]) -> AsyncIterator[list[Any]]:
         now, loop = time.time(), asyncio.get_running_loop()
         for _, arrived in items:
             self.queued.observe(now - arrived)
@@ -219,6 +216,12 @@ class Encoder:
         while (found := await loop.run_in_executor(self.thread, next, rounds, None)) is not None:
             yield [found.get(i) if i in waiting else StopIteration for i in range(len(items))]
             waiting -= set(found)
+
+    _gather: Any = serve.batch(
+        max_batch_size=1 << 30,
+        batch_wait_timeout_s=0.01,
+        batch_size_fn=lambda items: sum(work.cost for work, _ in items),
+    )(_compute)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
     def _rounds(self, items: list[Work]) -> Iterator[dict[int, Done]]:
         now = time.time()

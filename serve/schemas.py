@@ -10,7 +10,7 @@ Extra = Literal["ids", "trace", "reconstruction", "every_length", "attention"]
 ImageFormat = Literal["png", "webp", "jpeg"]
 
 CRITERION = Field(
-    None,
+    default=None,
     max_length=100,
     description="When an image has enough tokens: fixed:N, l1:T, mse:T, psnr:T, ssim:T, code:T, latent:T; the model's "
     "own default when not given.",
@@ -28,16 +28,20 @@ class ImageIn(Request):
     """An image file."""
 
     data: str = Field(description="The file's bytes in base64: JPEG, PNG, WebP, GIF, BMP or TIFF.")
-    id: str | None = Field(None, max_length=1000, description="Given back with the result.")
+    id: str | None = Field(default=None, max_length=1000, description="Given back with the result.")
 
 
 class EncodeRequest(Request):
     """Images to encode."""
 
-    model: str | None = Field(None, max_length=64, description="One of /v1/models; the default one when not given.")
+    model: str | None = Field(
+        default=None, max_length=64, description="One of /v1/models; the default one when not given."
+    )
     criterion: Annotated[str | None, CRITERION]
-    max_tokens: int | None = Field(None, ge=1, description="The longest code to give, whatever the criterion says.")
-    returns: list[Extra] = Field(["ids"], alias="return", description="What to give beside lengths and scores.")
+    max_tokens: int | None = Field(
+        default=None, ge=1, description="The longest code to give, whatever the criterion says."
+    )
+    returns: list[Extra] = Field(default=["ids"], alias="return", description="What to give beside lengths and scores.")
     images: list[ImageIn] = Field(min_length=1)
 
 
@@ -50,9 +54,9 @@ class Tokens(Request):
 class DecodeRequest(Request):
     """Tokens to decode, of mixed lengths."""
 
-    model: str | None = Field(None, max_length=64, description="The model that made the tokens.")
+    model: str | None = Field(default=None, max_length=64, description="The model that made the tokens.")
     fingerprint: str | None = Field(
-        None, max_length=64, description="Of the weights that made the tokens: others are refused."
+        default=None, max_length=64, description="Of the weights that made the tokens: others are refused."
     )
     format: ImageFormat = "png"
     images: list[Tokens] = Field(min_length=1)
@@ -94,16 +98,18 @@ class Result(BaseModel):
     id: str | None = None
     error: Problem | None = None
     num_tokens: int | None = None
-    score: float | None = Field(None, description="The criterion's value at this length; null for fixed.")
+    score: float | None = Field(default=None, description="The criterion's value at this length; null for fixed.")
     satisfied: bool | None = None
-    width: int | None = Field(None, description="Of the image as it was given.")
+    width: int | None = Field(default=None, description="Of the image as it was given.")
     height: int | None = None
     ids: list[int] | None = None
-    trace: list[float] | None = Field(None, description="The criterion's value at every length tried.")
-    reconstruction: str | None = Field(None, description="A PNG file in base64.")
+    trace: list[float] | None = Field(default=None, description="The criterion's value at every length tried.")
+    reconstruction: str | None = Field(default=None, description="A PNG file in base64.")
     every_length: list[Length] | None = None
     attention: list[Attention] | None = None
-    input: str | None = Field(None, description="The square that the model saw, with every_length: a PNG in base64.")
+    input: str | None = Field(
+        default=None, description="The square that the model saw, with every_length: a PNG in base64."
+    )
 
 
 class EncodeAnswer(BaseModel):

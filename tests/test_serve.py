@@ -24,12 +24,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import alit
 from alit.images import decode_image, encode_image, to_uint8
 from alit.weights import Weights
 from serve.client import AsyncClient, Client, ServiceError
+from serve.config import Place, Settings, read_settings
 
 KEY = "a-key-for-the-tests-0123456789"
 
@@ -366,6 +368,12 @@ def test_what_the_server_stack_must_refuse_it_refuses(service: Service, http: ht
 
 
 # -------------------------------------------------------------------- the command
+
+
+def test_the_example_holds_every_setting_with_its_default() -> None:
+    example = Path(__file__).parent.parent / "cluster" / "serve.yaml"
+    assert read_settings(example, {}) == (Settings(), Place())
+    assert set(yaml.safe_load(example.read_text())) == set(Settings.model_fields) | set(Place.model_fields)
 
 
 def test_bad_settings_are_a_sentence_and_exit_code_2(tmp_path: Path) -> None:
