@@ -14,13 +14,13 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from jobs.options import CRITERION_HELP, TokenizeOptions
+from jobs.options import CRITERION_HELP, INPUT_HELP, TokenizeOptions
 
 TOKENIZE_DEFAULTS = TokenizeOptions()
 
 
 def tokenize(
-    source: Positional[Annotated[str, arg(metavar="INPUT")]],
+    source: Positional[Annotated[str, arg(metavar="INPUT", help=INPUT_HELP)]],
     output: Positional[Annotated[str, arg(metavar="OUTPUT")]],
     /,
     *,
@@ -34,9 +34,6 @@ def tokenize(
     Example: alit tokenize photos/ tokens/ --criterion l1:0.1
 
     Args:
-        source: Images: a folder of image files, of Parquet or Arrow tables, or of WebDataset tars; a glob in quotes;
-            one such file; or a list (.txt, .csv, .tsv, .jsonl) of paths and URIs. Local or s3://bucket/folder, which
-            may end with ?endpoint=http://host:9000&region=…&profile=…&anonymous=true.
         output: The dataset's folder, local or s3://.
     """
     from rich.console import Console

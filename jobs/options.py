@@ -14,6 +14,11 @@ CRITERION_HELP = (
     "When an image has enough tokens: fixed:N, l1:T, mse:T, psnr:T, ssim:T, code:T, latent:T or "
     "package.module:function@T. The weights' own default when not given."
 )
+INPUT_HELP = (
+    "Images: a folder of image files, of Parquet or Arrow tables, or of WebDataset tars; a glob in quotes; one such "
+    "file; or a list (.txt, .csv, .tsv, .jsonl) of paths and URIs. Local or s3://bucket/folder, which may end with "
+    "?endpoint=http://host:9000&region=…&profile=…&anonymous=true."
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
