@@ -178,8 +178,9 @@ class Encoder:
             size = weights.model.config.image_size
             work = Work(name, np.zeros((size, size, 3), np.uint8), weights.model.config.criterion, 1, 0)
             list(Batch(weights.model, [work]).run())
-        self._gather.set_max_batch_size(settings.max_batch_tokens)
-        self._gather.set_batch_wait_timeout_s(settings.batch_wait_seconds)
+        gather: Any = self._gather
+        gather.set_max_batch_size(settings.max_batch_tokens)
+        gather.set_batch_wait_timeout_s(settings.batch_wait_seconds)
 
     def _make_metrics(self) -> None:
         self.images = metrics.Counter("alit_images_total", "Images encoded.", ("model",))
@@ -201,12 +202,18 @@ class Encoder:
     async def encode(self, work: Work) -> Done:
         """One image's tokens, as soon as it is done."""
         arrived = time.time()
-        async for done in self._gather((work, arrived)):
+        gather: Any = self._gather
+        async for done in gather((work, arrived)):
             if done is not None:
                 return done
         raise AssertionError("every image of a batch is answered")
 
-    async def _compute(self, items: list[tuple[Work, float]]) -> AsyncIterator[list[Any]]:
+    @serve.batch(  # pyright: ignore[reportCallIssue, reportArgumentType]
+        max_batch_size=1 << 30,
+        batch_wait_timeout_s=0.01,
+        batch_size_fn=lambda items: sum(work.cost for work, _ in items),
+    )
+    async def _gather(self, items: list[tuple[Work, float]]) -> AsyncIterator[list[Any]]:
         now, loop = time.time(), asyncio.get_running_loop()
         for _, arrived in items:
             self.queued.observe(now - arrived)
@@ -216,12 +223,6 @@ class Encoder:
         while (found := await loop.run_in_executor(self.thread, next, rounds, None)) is not None:
             yield [found.get(i) if i in waiting else StopIteration for i in range(len(items))]
             waiting -= set(found)
-
-    _gather: Any = serve.batch(
-        max_batch_size=1 << 30,
-        batch_wait_timeout_s=0.01,
-        batch_size_fn=lambda items: sum(work.cost for work, _ in items),
-    )(_compute)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
     def _rounds(self, items: list[Work]) -> Iterator[dict[int, Done]]:
         now = time.time()
