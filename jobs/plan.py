@@ -268,13 +268,12 @@ def repeated_ids(files: Sequence[IdFile], images: int) -> tuple[int, int, str | 
     if images > IDS_AT_ONCE:
         return _count_with_ray(files)
     with ThreadPoolExecutor(READERS) as pool:
-        ids = pa.chunked_array([chunk for table in pool.map(_ids, files) for chunk in table.column("id").chunks], _TEXT)
+        ids = pa.chunked_array(
+            [chunk for table in pool.map(_ids, files) for chunk in table.column("id").chunks], pa.string()
+        )
     counts = ids.drop_null().value_counts()
     repeated = counts.filter(pc.greater(counts.field("counts"), 1))
     return ids.null_count, len(repeated), repeated.field("values")[0].as_py() if len(repeated) else None
-
-
-_TEXT = pa.string()
 
 
 def _id_files(plan: StoredPlan) -> list[IdFile]:

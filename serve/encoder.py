@@ -20,15 +20,13 @@ from ray import serve
 from ray.util import metrics
 
 from alit import metrics as distances
-from alit.config import AlitConfig, VQGANConfig
+from alit.config import VQGANConfig
 from alit.images import encode_image, to_uint8
 from alit.pooling import Answer
 from alit.selection import parse
 from alit.tokenizer import Alit
 from alit.weights import Weights, load_weights
 from serve.config import Settings
-
-LATE = "late"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -67,13 +65,6 @@ class Done:
     late: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Decode:
-    """Tokens of one image to decode, already checked."""
-
-    ids: np.ndarray
-
-
 def describe(name: str, weights: Weights) -> dict[str, Any]:
     """A model as /v1/models tells of it."""
     config = weights.model.config
@@ -92,13 +83,6 @@ def describe(name: str, weights: Weights) -> dict[str, Any]:
         "default_criterion": config.criterion,
         "criteria": criteria,
     }
-
-
-def work_of(config: AlitConfig, most: int | None, extras: frozenset[str]) -> int:
-    """Tokens that encoding an image may take: those of every length up to the longest; all of them again for extras."""
-    longest = most or config.max_tokens
-    once = sum(length for length in config.lengths if length <= longest)
-    return once + (sum(config.lengths) if extras & {"every_length", "attention"} else 0)
 
 
 class Batch:
