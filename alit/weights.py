@@ -67,6 +67,17 @@ def fingerprint(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
+def read_config(folder: str | Path | None = None) -> tuple[AlitConfig, str]:
+    """What a weights folder holds, and its fingerprint, without the model; the packaged one when None.
+
+    Raises:
+        WeightsError: a file is missing, or the config cannot be used.
+    """
+    folder = Path(folder) if folder is not None else default_weights()
+    mark = fingerprint(folder)
+    return _read_config(folder / CONFIG)[0], mark
+
+
 def load_weights(folder: str | Path | None = None) -> Weights:
     """Loads a weights folder; the packaged one when None.
 
@@ -76,7 +87,7 @@ def load_weights(folder: str | Path | None = None) -> Weights:
     folder = Path(folder) if folder is not None else default_weights()
     mark = fingerprint(folder)
     config, provenance = _read_config(folder / CONFIG)
-    try:
+    try:  # mapped, not read: processes of one machine share what stays in fp32
         tensors = load_file(folder / MODEL)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise WeightsError(

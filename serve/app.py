@@ -11,6 +11,7 @@ import time
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -44,6 +45,7 @@ PAGE_HEADERS = {
     ),
     "Referrer-Policy": "no-referrer",
 }
+LATE = "the deadline passed before this image's turn"
 ARROW, MSGPACK = "application/vnd.apache.arrow.stream", "application/msgpack"
 FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "content": {"application/problem+json": {}}, "description": problems.TITLES[status]}
@@ -107,32 +109,36 @@ class Api:
         model = self.model(request.model)
         work = self.work(request, model)
         names = [image.id for image in request.images] or [None] * len(files)
-        found = await asyncio.gather(*(self.result(i, file, work, model) for i, file in enumerate(files)))
-        for result, name in zip(found, names, strict=True):
-            result.id = name
-        if failed := [
-            result.error for result in found if result.error is not None and result.error.status in (429, 503)
-        ]:
-            if len(failed) == len(found):  # nothing was done: the whole request may come again
-                raise self.busy(failed[0].status, failed[0].detail)
-        return EncodeAnswer(
-            model=model["name"], fingerprint=model["fingerprint"], criterion=work.criterion, results=list(found)
-        )
+        images = await asyncio.gather(*(self.decoded(file, model["image_size"]) for file in files))
+        works = [replace(work, pixels=image.pixels) for image in images if isinstance(image, DecodedImage)]
+        fingerprint, done = model["fingerprint"], iter(())
+        if works:
+            answered = await self.ask(self.models_of(model).encode.remote(works), work.deadline)
+            if answered is None:
+                raise self.busy("more images wait already than can be encoded soon; come back later")
+            fingerprint, done = answered.fingerprint, iter(answered.images)
+        results = []
+        for i, image in enumerate(images):
+            if isinstance(image, DecodedImage):
+                result = self.result(i, next(done), image, work.extras)
+            else:
+                result = Result(index=i, error=Problem(**image.document()))
+            result.id = names[i]
+            results.append(result)
+        if all(result.error is not None and result.error.status == 503 for result in results):
+            raise self.busy(LATE)  # nothing was done: the whole request may come again
+        return EncodeAnswer(model=model["name"], fingerprint=fingerprint, criterion=work.criterion, results=results)
 
-    def busy(self, status: int, detail: str) -> ProblemError:
-        return ProblemError(status, detail, "busy", {"Retry-After": str(self.settings.retry_after_seconds)})
+    def models_of(self, model: dict[str, Any]) -> DeploymentHandle:
+        """The way to the replicas that hold this model, before others that would have to load it."""
+        return self.encoder.options(multiplexed_model_id=model["name"])
 
-    async def result(self, index: int, file: bytes | ProblemError, work: Work, model: dict[str, Any]) -> Result:
-        try:
-            if isinstance(file, ProblemError):
-                raise file
-            image = await self.decoded(file, model["image_size"])
-            fields = (work.model, image.pixels, work.criterion, work.cost, work.deadline, work.most, work.extras)
-            done: Done = await self.ask(self.encoder.encode.remote(Work(*fields)), work.deadline)
-            if done.late:
-                raise self.busy(503, "the deadline passed before this image's turn")
-        except ProblemError as error:
-            return Result(index=index, error=Problem(**error.document()))
+    def busy(self, detail: str) -> ProblemError:
+        return ProblemError(503, detail, "busy", {"Retry-After": str(self.settings.retry_after_seconds)})
+
+    def result(self, index: int, done: Done, image: DecodedImage, extras: frozenset[str]) -> Result:
+        if done.late:
+            return Result(index=index, error=Problem(**self.busy(LATE).document()))
         return Result(
             index=index,
             num_tokens=done.num_tokens,
@@ -140,8 +146,8 @@ class Api:
             satisfied=done.satisfied,
             width=image.width,
             height=image.height,
-            ids=done.ids if "ids" in work.extras else None,
-            trace=done.trace if "trace" in work.extras else None,
+            ids=done.ids if "ids" in extras else None,
+            trace=done.trace if "trace" in extras else None,
             **done.more,
         )
 
@@ -154,19 +160,21 @@ class Api:
         try:
             return await asyncio.wait_for(answer, max(0.01, deadline - time.time()))
         except BackPressureError as error:
-            raise self.busy(503, "there is more to do than can be done; come back later") from error
+            raise self.busy("there is more to do than can be done; come back later") from error
         except TimeoutError as error:
-            raise self.busy(503, f"nothing within {self.settings.deadline_seconds:g} seconds") from error
+            raise self.busy(f"nothing within {self.settings.deadline_seconds:g} seconds") from error
         except RayActorError as error:
-            raise self.busy(503, "a process of the service was lost while it worked on this; send it again") from error
+            raise self.busy("a process of the service was lost while it worked on this; send it again") from error
 
-    async def decoded(self, data: bytes, size: int) -> DecodedImage:
+    async def decoded(self, file: bytes | ProblemError, size: int) -> DecodedImage | ProblemError:
+        if isinstance(file, ProblemError):
+            return file
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self.threads, decode_image, data, size, self.limits)
+            return await loop.run_in_executor(self.threads, decode_image, file, size, self.limits)
         except ImageError as error:
             status = 413 if error.reason in ("too_many_bytes", "too_many_pixels") else 422
-            raise ProblemError(status, str(error), error.reason) from error
+            return ProblemError(status, str(error), error.reason)
 
 
 async def read_request(request: Request, api: Api) -> tuple[EncodeRequest, Sequence[bytes | ProblemError]]:
@@ -294,7 +302,7 @@ def make_app(api: Api) -> FastAPI:
                 raise ProblemError(422, f"images.{number}: ids must lie from 0 to {most}, got {max(tokens.ids)}")
         deadline = time.time() + api.settings.deadline_seconds
         rows = [np.array(tokens.ids) for tokens in asked.images]
-        pixels = await api.ask(api.encoder.decode.remote(model["name"], rows), deadline)
+        pixels = await api.ask(api.models_of(model).decode.remote(model["name"], rows), deadline)
         return pictures(pixels, asked.format)
 
     @app.post(
@@ -320,7 +328,9 @@ def make_app(api: Api) -> FastAPI:
         if result.error is not None:
             raise ProblemError(result.error.status, result.error.detail, result.error.type.rpartition(":")[2])
         deadline = time.time() + api.settings.deadline_seconds
-        pixels = await api.ask(api.encoder.decode.remote(answer.model, [np.array(result.ids)]), deadline)
+        pixels = await api.ask(
+            api.models_of(api.models[answer.model]).decode.remote(answer.model, [np.array(result.ids)]), deadline
+        )
         return pictures(pixels, format, {"X-Alit-Tokens": str(result.num_tokens), "X-Alit-Weights": answer.fingerprint})
 
     @app.get("/v1/models", response_model=Models, responses={s: FAULTS[s] for s in (401, 429, 503)})
@@ -340,7 +350,7 @@ def make_app(api: Api) -> FastAPI:
         try:
             await asyncio.wait_for(api.load(), 5)
         except Exception as error:
-            raise api.busy(503, "the models are not loaded yet") from error
+            raise api.busy("the models are not loaded yet") from error
         return {"status": "ready"}
 
     @app.get("/", include_in_schema=False)
@@ -377,7 +387,7 @@ class Ingress:
 
 def build(settings: Settings) -> serve.Application:
     """The Serve application: `serve deploy` and `serve run` call it with the YAML's `args`, `alit serve` does too."""
-    ongoing = 1 + 2 * settings.max_batch_tokens // 64
+    ongoing = 2 * settings.queue  # requests; the replica itself counts their images
     deployments: tuple[Any, Any] = Encoder, Ingress  # which Serve's decorators type as functions
     encoder = deployments[0].options(
         ray_actor_options={"num_cpus": settings.threads, "num_gpus": settings.gpus_per_replica},
@@ -391,14 +401,14 @@ def build(settings: Settings) -> serve.Application:
                 "autoscaling_config": {
                     "min_replicas": settings.min_replicas,
                     "max_replicas": settings.max_replicas,
-                    "target_ongoing_requests": max(1, ongoing // 2),
+                    "target_ongoing_requests": settings.target_requests,
                 }
             }
         ),
     )
     ingress = deployments[1].options(
         num_replicas=settings.api_replicas,
-        max_ongoing_requests=4 * ongoing,
+        max_ongoing_requests=2 * ongoing,
         graceful_shutdown_timeout_s=settings.deadline_seconds,
     )
     return ingress.bind(settings, encoder.bind(settings))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -24,11 +24,15 @@ class Settings(BaseModel):
         deadline_seconds: after which a request is not worked on any more, and answered with 503.
         max_batch_tokens: of work in one batch: the longest code that each image may get, added up.
         batch_wait_seconds: for which a batch that is not full waits for more.
-        queue: requests that may wait for a replica, beyond those it works on; more are told to come back.
+        queue: images that may wait in a replica; requests beyond are told to come back.
         retry_after_seconds: when.
+        max_bytes_in_flight: of the bodies that one process that speaks HTTP holds at once; likewise.
         api_replicas, min_replicas, max_replicas: processes that speak HTTP; least and most that hold the models.
+        target_requests: requests on each of the latter at which more of them are started, up to the most.
         gpus_per_replica: GPUs of each of the latter.
         threads: CPU threads, and logical CPUs, of each of the latter.
+        models_per_replica: how many models each of them holds at once; others wait until the longest unused one leaves.
+        precision: bfloat16 is made for GPUs, and changes some 2 % of lengths and ids.
         docs: whether /docs and /openapi.json are served.
     """
 
@@ -44,19 +48,30 @@ class Settings(BaseModel):
     deadline_seconds: float = Field(30, gt=0)
     max_batch_tokens: int = Field(2048, ge=1)
     batch_wait_seconds: float = Field(0.01, ge=0)
-    queue: int = Field(256, ge=0)
+    queue: int = Field(256, ge=1)
     retry_after_seconds: int = Field(1, ge=1)
+    max_bytes_in_flight: int = Field(1 << 30, ge=1024)
     api_replicas: int = Field(1, ge=1)
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(1, ge=1)
+    target_requests: float = Field(4, gt=0)
     gpus_per_replica: float = Field(0, ge=0)
     threads: int = Field(1, ge=1)
+    models_per_replica: int = Field(4, ge=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
     docs: bool = True
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not self.models:
             raise ValueError("models must name at least one weights folder")
+        if self.queue < self.max_images:
+            raise ValueError(f"queue must be at least max_images {self.max_images}, got {self.queue}")
+        if self.max_bytes_in_flight < self.max_body_bytes:
+            raise ValueError(
+                f"max_bytes_in_flight must be at least max_body_bytes {self.max_body_bytes}, "
+                f"got {self.max_bytes_in_flight}"
+            )
         if self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas must be at least min_replicas {self.min_replicas}, got {self.max_replicas}")
         return self

@@ -70,6 +70,7 @@ class Doors:
 
     def __init__(self, app: Any, settings: Settings) -> None:
         self.app, self.settings, self.keys = app, settings, read_keys(settings)
+        self.held = 0  # bytes of the bodies of all requests under way
         self.rates = {name: Rate(settings.requests_per_minute) for name in self.keys}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,6 +80,7 @@ class Doors:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         request = headers.get("x-request-id", "")[:64]  # Serve's proxy sets it, and gives it back
         started, status, name = time.monotonic(), 0, ""
+        body = Body(self, receive)
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -89,11 +91,13 @@ class Doors:
 
         try:
             name = self._admit(scope["path"], headers)
-            limited = self._limited(receive, headers)
+            body.check(headers.get("content-length", "0"))
         except ProblemError as error:
             await respond(error.status, error.detail, error.slug, error.headers)(scope, receive, answer)
         else:
-            await self.app(scope, limited, answer)
+            await self.app(scope, body.receive, answer)
+        finally:
+            self.held -= body.taken
         line = {"request": request, "method": scope["method"], "path": scope["path"], "status": status, "key": name}
         log.info(json.dumps(line | {"seconds": round(time.monotonic() - started, 4)}))
 
@@ -115,20 +119,28 @@ class Doors:
             raise ProblemError(429, detail, "rate_limited", {"Retry-After": str(max(1, round(wait + 0.5)))})
         return found[0]
 
-    def _limited(self, receive: Receive, headers: dict[str, str]) -> Receive:
-        """The body, which ends the request where it is larger than allowed, whatever its header said."""
-        most, taken = self.settings.max_body_bytes, 0
-        refusal = ProblemError(413, f"the body may have {most:,} bytes; send fewer or smaller images", "body_too_large")
-        length = headers.get("content-length", "0")
+
+class Body:
+    """A request's body, which ends the request where it is larger than allowed, whatever its header said."""
+
+    def __init__(self, doors: Doors, receive: Receive) -> None:
+        self.doors, self._receive, self.taken = doors, receive, 0
+
+    def check(self, length: str) -> None:
+        """Refuses what its header says is too long."""
+        most = self.doors.settings.max_body_bytes
         if not length.isdigit() or int(length) > most:
-            raise refusal
+            detail = f"the body may have {most:,} bytes; send fewer or smaller images"
+            raise ProblemError(413, detail, "body_too_large")
 
-        async def limited() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > most:
-                raise refusal
-            return message
-
-        return limited
+    async def receive(self) -> Message:
+        """The next piece."""
+        message = await self._receive()
+        size = len(message.get("body", b""))
+        self.taken += size
+        self.doors.held += size
+        self.check(str(self.taken))
+        if self.doors.held > self.doors.settings.max_bytes_in_flight:
+            later = {"Retry-After": str(self.doors.settings.retry_after_seconds)}
+            raise ProblemError(503, "too much is being sent at once; come back later", "busy", later)
+        return message

@@ -1,7 +1,7 @@
 """The replicas that hold the models: batches by the work in them, images of all criteria in one rollout.
 
-A batch is what `ray.serve.batch` gathers. It runs in a thread, and every image is answered in the iteration in which it
-is done, while the others go on.
+A request's images come in one call. A batch is what `ray.serve.batch` gathers, of all requests for one model. It runs
+in a thread, and every image is answered in the iteration in which it is done, while the others go on.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ray import serve
 from ray.util import metrics
 
 from alit import metrics as distances
-from alit.config import VQGANConfig
+from alit.config import AlitConfig, VQGANConfig
 from alit.images import encode_image, to_uint8
 from alit.pooling import Answer
 from alit.selection import parse
 from alit.tokenizer import Alit
-from alit.weights import Weights, load_weights
+from alit.weights import Weights, load_weights, read_config
 from serve.config import Settings
 
 
@@ -65,16 +65,33 @@ class Done:
     late: bool = False
 
 
-def describe(name: str, weights: Weights) -> dict[str, Any]:
+@dataclass(frozen=True, eq=False, slots=True)
+class Answered:
+    """What became of a request's images, in order, and the weights that did it."""
+
+    fingerprint: str
+    images: list[Done]
+
+
+@dataclass(eq=False, slots=True)
+class Waiting:
+    """An image on its way through a batch."""
+
+    work: Work
+    arrived: float
+    gone: bool = False
+    """Whether nobody waits for it any more."""
+
+
+def describe(name: str, config: AlitConfig, fingerprint: str) -> dict[str, Any]:
     """A model as /v1/models tells of it."""
-    config = weights.model.config
     assert config.codebook_size is not None
     criteria = ["fixed", "l1", "mse", "psnr", "ssim", "code", "latent"]
     if not isinstance(config.base, VQGANConfig):
         criteria.remove("code")
     return {
         "name": name,
-        "fingerprint": weights.fingerprint,
+        "fingerprint": fingerprint,
         "image_size": config.image_size,
         "lengths": list(config.lengths),
         "codebook_size": config.codebook_size,
@@ -147,24 +164,44 @@ def _png(pixels: np.ndarray) -> str:
 
 @serve.deployment
 class Encoder:
-    """Holds every model; answers one image at a time, computes many together."""
+    """Holds models; answers a request's images, computes those of many requests together.
 
-    def __init__(self, settings: Settings) -> None:
+    Raises:
+        WeightsError: a weights folder cannot be used.
+    """
+
+    async def __init__(self, settings: Settings) -> None:
         torch.set_num_threads(settings.threads)
         self.settings = settings
-        self.models = {name: load_weights(folder) for name, folder in settings.models.items()}
-        if torch.cuda.is_available():
-            for weights in self.models.values():
-                weights.model.cuda()
-        self.thread = ThreadPoolExecutor(1)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.models = [describe(name, *read_config(folder)) for name, folder in settings.models.items()]
+        self.thread = ThreadPoolExecutor(1)  # all that computes: one batch at a time
+        self.waiting = 0
+
+        async def load(name: str) -> Weights:
+            return await asyncio.get_running_loop().run_in_executor(self.thread, self._load, name)
+
+        self.load: Any = serve.multiplexed(load, max_num_models_per_replica=settings.models_per_replica)
         self._make_metrics()
-        for name, weights in self.models.items():  # warm before it says that it is ready
-            size = weights.model.config.image_size
-            work = Work(name, np.zeros((size, size, 3), np.uint8), weights.model.config.criterion, 1, 0)
-            list(Batch(weights.model, [work]).run())
         gather: Any = self._gather
         gather.set_max_batch_size(settings.max_batch_tokens)
         gather.set_batch_wait_timeout_s(settings.batch_wait_seconds)
+        for name in list(settings.models)[: settings.models_per_replica][
+            ::-1
+        ]:  # the default one last: it stays longest
+            await self.load(name)
+
+    def _load(self, name: str) -> Weights:
+        """Loads a model and encodes one image with it: the first is slow."""
+        weights = load_weights(self.settings.models[name])
+        size = weights.model.to(self.device).config.image_size
+        work = Work(name, np.zeros((size, size, 3), np.uint8), weights.model.config.criterion, 1, 0)
+        with self._precision():
+            list(Batch(weights.model, [work]).run())
+        return weights
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.settings.precision == "bfloat16")
 
     def _make_metrics(self) -> None:
         self.images = metrics.Counter("alit_images_total", "Images encoded.", ("model",))
@@ -174,20 +211,33 @@ class Encoder:
         self.fill = metrics.Histogram("alit_batch_fill", "A batch's work over the largest allowed.", buckets)
         self.queued = metrics.Histogram("alit_queue_seconds", "An image's wait for its batch.", [0.01, 0.1, 1, 10], ())
         self.seconds = metrics.Histogram("alit_encode_seconds", "Computing a batch.", [0.01, 0.03, 0.1, 0.3, 1, 3, 10])
-        lengths = sorted({n for weights in self.models.values() for n in weights.model.config.lengths})
+        lengths = sorted({length for model in self.models for length in model["lengths"]})
         self.lengths = metrics.Histogram(
             "alit_chosen_length", "Tokens per image.", [float(n) for n in lengths], ("model",)
         )
 
     def describe(self) -> list[dict[str, Any]]:
         """Every model, the default one first."""
-        return [describe(name, weights) for name, weights in self.models.items()]
+        return self.models
 
-    async def encode(self, work: Work) -> Done:
-        """One image's tokens, as soon as it is done."""
-        arrived = time.time()
+    async def encode(self, works: list[Work]) -> Answered | None:
+        """The images of one request, all of one model; None where too many wait already."""
+        if self.waiting and self.waiting + len(works) > self.settings.queue:
+            return None
+        weights: Weights = await self.load(works[0].model)
+        mine = [Waiting(work, time.time()) for work in works]
+        self.waiting += len(mine)
+        try:
+            return Answered(weights.fingerprint, list(await asyncio.gather(*map(self._one, mine))))
+        finally:  # reached too when the client leaves: Serve cancels this coroutine then
+            self.waiting -= len(mine)
+            for image in mine:
+                image.gone = True
+
+    async def _one(self, image: Waiting) -> Done:
+        """One image's answer, as soon as it is done."""
         gather: Any = self._gather
-        async for done in gather((work, arrived)):
+        async for done in gather(image):
             if done is not None:
                 return done
         raise AssertionError("every image of a batch is answered")
@@ -195,38 +245,44 @@ class Encoder:
     @serve.batch(  # pyright: ignore[reportCallIssue, reportArgumentType]
         max_batch_size=1 << 30,
         batch_wait_timeout_s=0.01,
-        batch_size_fn=lambda items: sum(work.cost for work, _ in items),
+        batch_size_fn=lambda images: 1 if len(images) == 1 else sum(i.work.cost for i in images if not i.gone),
     )
-    async def _gather(self, items: list[tuple[Work, float]]) -> AsyncIterator[list[Any]]:
+    async def _gather(self, images: list[Waiting]) -> AsyncIterator[list[Any]]:
+        """A batch; after every iteration its answers. Serve gives only images of one model."""
         now, loop = time.time(), asyncio.get_running_loop()
-        for _, arrived in items:
-            self.queued.observe(now - arrived)
-        self.fill.observe(sum(work.cost for work, _ in items) / self.settings.max_batch_tokens)
-        rounds = self._rounds([work for work, _ in items])
-        waiting = set(range(len(items)))
-        while (found := await loop.run_in_executor(self.thread, next, rounds, None)) is not None:
-            yield [found.get(i) if i in waiting else StopIteration for i in range(len(items))]
-            waiting -= set(found)
+        late = {i for i, image in enumerate(images) if not image.gone and image.work.deadline < now}
+        yield [Done(late=True) if i in late else None for i in range(len(images))]
+        here = [i for i, image in enumerate(images) if i not in late and not image.gone]
+        if not here:
+            return
+        name = images[here[0]].work.model
+        self.late.inc(len(late), {"model": name}) if late else None
+        for i in here:
+            self.queued.observe(now - images[i].arrived)
+        self.fill.observe(sum(images[i].work.cost for i in here) / self.settings.max_batch_tokens)
+        weights: Weights = await self.load(name)
+        rounds = Batch(weights.model, [images[i].work for i in here]).run()
+        while (found := await loop.run_in_executor(self.thread, self._next, rounds)) is not None:
+            answers: list[Any] = [None] * len(images)
+            for i, done in found.items():
+                answers[here[i]] = done
+            yield answers
+            self.images.inc(len(found), {"model": name})
+            self.tokens.inc(sum(done.num_tokens for done in found.values()), {"model": name})
+            for done in found.values():
+                self.lengths.observe(done.num_tokens, {"model": name})
+        self.seconds.observe(time.time() - now)
 
-    def _rounds(self, items: list[Work]) -> Iterator[dict[int, Done]]:
-        now = time.time()
-        if late := {i: Done(late=True) for i, work in enumerate(items) if work.deadline < now}:
-            yield late
-        for name in self.models:
-            numbers = [i for i, work in enumerate(items) if work.model == name and i not in late]
-            if not numbers:
-                continue
-            started = time.monotonic()
-            for found in Batch(self.models[name].model, [items[i] for i in numbers]).run():
-                for done in found.values():
-                    self.images.inc(1, {"model": name})
-                    self.tokens.inc(done.num_tokens, {"model": name})
-                    self.lengths.observe(done.num_tokens, {"model": name})
-                yield {numbers[i]: done for i, done in found.items()}
-            self.seconds.observe(time.monotonic() - started)
+    def _next(self, rounds: Iterator[dict[int, Done]]) -> dict[int, Done] | None:
+        with self._precision():
+            return next(rounds, None)
 
     async def decode(self, model: str, tokens: list[np.ndarray]) -> np.ndarray:
         """Pixels of images, uint8 [B, S, S, 3]."""
-        loop = asyncio.get_running_loop()
-        weights = self.models[model]
-        return await loop.run_in_executor(self.thread, lambda: to_uint8(weights.model.decode(tokens)))
+        weights: Weights = await self.load(model)
+
+        def run() -> np.ndarray:
+            with self._precision():
+                return to_uint8(weights.model.decode(tokens))
+
+        return await asyncio.get_running_loop().run_in_executor(self.thread, run)

@@ -12,14 +12,29 @@ import time
 from pathlib import Path
 from typing import Any
 
-from alit.errors import ConfigError
+from alit.errors import AlitError, ConfigError
 from alit.weights import load_weights
-from serve.config import read_settings
+from serve.config import Place, Settings, read_settings
 from serve.doors import KEYS, read_keys
+
+
+class Asked(threading.Event):
+    """What signals ask for: to end, or first to read the settings again."""
+
+    again = False
+
+    def end(self, *_: Any) -> None:
+        self.set()
+
+    def reload(self, *_: Any) -> None:
+        self.again = True
+        self.set()
 
 
 def run(config: Path | None, changes: dict[str, Any]) -> None:
     """Serves until it is interrupted or asked to end, and then finishes what it works on.
+
+    SIGHUP makes it read the settings again: new processes take over from the old ones, which finish their requests.
 
     Args:
         config: a YAML file of settings.
@@ -30,19 +45,9 @@ def run(config: Path | None, changes: dict[str, Any]) -> None:
         WeightsError: a weights folder that cannot be loaded.
     """
     started = time.monotonic()
-    settings, where = read_settings(config, changes)
-    keys = read_keys(settings)
-    if not keys and not where.loopback:
-        raise ConfigError(
-            f"without keys the service listens on this machine alone; to listen on {where.host}, name keys with "
-            f"--keys-file, or in {KEYS}=name:key"
-        )
-    for folder in settings.models.values():
-        load_weights(folder)  # here too: what is wrong costs a sentence, not a start
-    absolute = {name: folder and str(Path(folder).resolve()) for name, folder in settings.models.items()}
-    settings = settings.model_copy(
-        update={"models": absolute, "keys_file": settings.keys_file and str(Path(settings.keys_file).resolve())}
-    )
+    config = config and config.resolve()
+    here = Path.cwd()
+    settings, where = checked(config, changes, here)
     os.chdir(tempfile.mkdtemp(prefix="alit-serve-"))  # Ray's workers would find a user's own `serve` in this folder
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -52,11 +57,13 @@ def run(config: Path | None, changes: dict[str, Any]) -> None:
 
     from serve.app import build
 
-    ended = threading.Event()
-    cpus = settings.threads * settings.max_replicas + settings.api_replicas + 2
+    asked = Asked()
+    # one more of each while others take over
+    cpus = settings.threads * (settings.max_replicas + 1) + settings.api_replicas + 1
     ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which sets its own
-        signal.signal(number, lambda *_: ended.set())
+        signal.signal(number, asked.end)
+    signal.signal(signal.SIGHUP, asked.reload)
     try:
         serve.start(
             http_options={
@@ -70,11 +77,42 @@ def run(config: Path | None, changes: dict[str, Any]) -> None:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.run(build(settings), name="alit", route_prefix="/")
         seconds = time.monotonic() - started
-        print(
-            f"alit: ready after {seconds:.1f} s at http://{where.host}:{where.port}/ (the playground)", file=sys.stderr
-        )
-        ended.wait()
-        print("alit: finishing what is under way", file=sys.stderr)
+        say(f"ready after {seconds:.1f} s at http://{where.host}:{where.port}/ (the playground)")
+        while asked.wait() and asked.again:
+            asked.again = False
+            asked.clear()
+            try:
+                settings, place = checked(config, changes, here)
+            except AlitError as error:
+                say(f"the old settings stay: {error}")
+                continue
+            serve.run(build(settings), name="alit", route_prefix="/")
+            say("the new settings are in force" + (", but for host and port" if place != where else ""))
+        say("finishing what is under way")
     finally:
         serve.shutdown()
         ray.shutdown()
+
+
+def say(words: str) -> None:
+    print(f"alit: {words}", file=sys.stderr, flush=True)
+
+
+def checked(config: Path | None, changes: dict[str, Any], here: Path) -> tuple[Settings, Place]:
+    """Settings whose files were looked at: what is wrong costs a sentence, not a start. Paths become absolute.
+
+    Args:
+        here: where relative paths begin.
+    """
+    settings, where = read_settings(config, changes)
+    paths = {name: folder and str(here / folder) for name, folder in settings.models.items()}
+    keys_file = settings.keys_file and str(here / settings.keys_file)
+    settings = settings.model_copy(update={"models": paths, "keys_file": keys_file})
+    if not read_keys(settings) and not where.loopback:
+        raise ConfigError(
+            f"without keys the service listens on this machine alone; to listen on {where.host}, name keys with "
+            f"--keys-file, or in {KEYS}=name:key"
+        )
+    for folder in settings.models.values():
+        load_weights(folder)
+    return settings, where

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from processes import family, unique_bytes
 from small_models import SMALLEST
 
 from alit.images import encode_image
@@ -25,29 +26,6 @@ from alit.tokenizer import Alit
 from alit.weights import save_weights
 
 EVERY = 1.0  # s
-
-
-def family(root: int) -> dict[int, str]:
-    """The processes below one, it included, with their titles."""
-    parents, titles = {}, {}
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            parents[int(entry)] = int(Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[1])
-            titles[int(entry)] = Path("/proc", entry, "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-    found = {root}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return {pid: titles.get(pid, "") for pid in found}
-
-
-def unique_bytes(pid: int) -> int:
-    try:
-        lines = Path("/proc", str(pid), "smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("Private_Clean", "Private_Dirty")))
 
 
 def shared_memory() -> int:

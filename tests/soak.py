@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from processes import named
+
 HERE = Path(__file__).parent
 ENVIRONMENT = {
     "RAY_health_check_initial_delay_ms": "1000",
@@ -61,25 +63,6 @@ def finished(output: Path) -> int:
     return len([name for name in data & rejects if not name.startswith(".")])
 
 
-def processes(word: str) -> list[int]:
-    """Processes below this one whose title holds a word."""
-    found, children = [], {}
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            stat = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
-            title = Path("/proc", entry, "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        children[int(entry)] = (int(stat[1]), title)
-    for pid, (parent, title) in children.items():
-        above = parent
-        while above in children and above != os.getpid():
-            above = children[above][0]
-        if word in title and above == os.getpid():
-            found.append(pid)
-    return found
-
-
 class Run:
     """One `alit tokenize` under attack."""
 
@@ -115,9 +98,9 @@ class Run:
                 assert time.monotonic() - started < 30
             self.process = None
         elif kind == "actor":
-            os.kill(processes("Tokenizer")[0], signal.SIGKILL)
+            os.kill(named(os.getpid(), "Tokenizer")[0], signal.SIGKILL)
         elif kind == "worker":
-            os.kill(random.choice(processes("ray::")), signal.SIGKILL)
+            os.kill(random.choice(named(os.getpid(), "ray::")), signal.SIGKILL)
         elif kind == "node":
             assert lose_node is not None
             lose_node()

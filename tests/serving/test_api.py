@@ -5,15 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import os
 import random
-import signal
 import socket
 import subprocess
 import sys
-import time
 import zipfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,88 +23,10 @@ import torch
 import yaml
 from PIL import Image
 
-import alit
-from alit.images import decode_image, encode_image, to_uint8
+from alit.images import decode_image, to_uint8
 from alit.weights import Weights
 from serve.client import AsyncClient, Client, ServiceError
 from serve.config import Place, Settings, read_settings
-
-KEY = "a-key-for-the-tests-0123456789"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Service:
-    """`alit serve` in a process of its own."""
-
-    def __init__(self, folder: Path, settings: str = "", **environment: str) -> None:
-        self.port, self.log = free_port(), folder / "serve.log"
-        (folder / "serve.yaml").write_text(f"port: {self.port}\n{settings}")
-        command = [str(Path(sys.executable).with_name("alit")), "serve", "--config", str(folder / "serve.yaml")]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=os.environ | environment)
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def ready(self, patience: float = 120) -> Service:
-        until = time.monotonic() + patience
-        while time.monotonic() < until:
-            assert self.process.poll() is None, self.log.read_text()
-            try:
-                if httpx.get(f"{self.url}/readyz", timeout=2).is_success:
-                    return self
-            except httpx.TransportError:
-                pass
-            time.sleep(0.2)
-        raise AssertionError(self.log.read_text())
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(90)
-
-
-SETTINGS = """
-max_images: 40
-max_body_bytes: 4000000
-max_image_bytes: 1000000
-max_pixels: 1000000
-requests_per_minute: 6000
-"""
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("serve")
-    (folder / "serve").mkdir()  # a folder of the user's own with this name
-    (folder / "serve" / "__init__.py").write_text("raise SystemExit('imported from the working folder')\n")
-    running = Service(folder, SETTINGS, ALIT_KEYS=f"tests:{KEY}").ready()
-    yield running
-    assert running.stop() == 0, running.log.read_text()
-
-
-@pytest.fixture(scope="module")
-def http(service: Service) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=service.url, timeout=60, headers={"Authorization": f"Bearer {KEY}"}) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def weights() -> Weights:
-    return alit.load_weights()
-
-
-def photo(seed: int, size: int = 80) -> bytes:
-    """A smooth picture with some detail."""
-    random = np.random.default_rng(seed)
-    coarse = Image.fromarray(random.integers(0, 256, (2 + seed % 9, 3, 3), dtype=np.uint8))
-    return encode_image(np.array(coarse.resize((size, size + seed), Image.Resampling.BICUBIC)), "jpeg")
-
-
-def body(*files: bytes, **options: Any) -> dict[str, Any]:
-    return {"images": [{"data": base64.b64encode(file).decode()} for file in files]} | options
 
 
 def expected(weights: Weights, file: bytes, criterion: str) -> Any:

@@ -1,0 +1,78 @@
+"""`alit serve` in a process of its own, and what to send to it."""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from alit.images import encode_image
+
+KEY = "a-key-for-the-tests-0123456789"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Service:
+    """`alit serve` in a process of its own."""
+
+    def __init__(self, folder: Path, settings: str = "", **environment: str) -> None:
+        self.port, self.log, self.config = free_port(), folder / "serve.log", folder / "serve.yaml"
+        self.configure(settings)
+        command = [str(Path(sys.executable).with_name("alit")), "serve", "--config", str(self.config)]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=os.environ | environment)
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def configure(self, settings: str) -> None:
+        self.config.write_text(f"port: {self.port}\n{settings}")
+
+    def ready(self, patience: float = 120) -> Service:
+        until = time.monotonic() + patience
+        while time.monotonic() < until:
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                if httpx.get(f"{self.url}/readyz", timeout=2).is_success:
+                    return self
+            except httpx.TransportError:
+                pass
+            time.sleep(0.2)
+        raise AssertionError(self.log.read_text())
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(90)
+
+
+SETTINGS = """
+max_images: 40
+max_body_bytes: 4000000
+max_image_bytes: 1000000
+max_pixels: 1000000
+requests_per_minute: 6000
+"""
+
+
+def photo(seed: int, size: int = 80) -> bytes:
+    """A smooth picture with some detail."""
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (2 + seed % 9, 3, 3), dtype=np.uint8))
+    return encode_image(np.array(coarse.resize((size, size + seed), Image.Resampling.BICUBIC)), "jpeg")
+
+
+def body(*files: bytes, **options: Any) -> dict[str, Any]:
+    return {"images": [{"data": base64.b64encode(file).decode()} for file in files]} | options

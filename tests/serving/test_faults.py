@@ -1,0 +1,139 @@
+"""The service while its processes die, are replaced, and are asked for more than they can do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+from processes import named
+
+from serve.client import Client
+from serving.service import KEY, SETTINGS, Service, body, photo
+
+HEADERS = {"Authorization": f"Bearer {KEY}"}
+BODY = body(*[photo(i) for i in range(8)], criterion="l1:0")
+
+
+class Clients:
+    """Threads that ask again and again until they are stopped, and tell of every answer."""
+
+    def __init__(self, ask: Callable[[], Any], count: int = 4) -> None:
+        self.ended, self.found = threading.Event(), []
+        self.threads = [threading.Thread(target=self._go, args=(ask,)) for _ in range(count)]
+        for thread in self.threads:
+            thread.start()
+
+    def _go(self, ask: Callable[[], Any]) -> None:
+        while not self.ended.is_set():
+            try:
+                self.found.append(ask())
+            except Exception as error:
+                self.found.append(error)
+
+    def stop(self) -> list[Any]:
+        self.ended.set()
+        for thread in self.threads:
+            thread.join(90)
+            assert not thread.is_alive(), "a request hangs"
+        return self.found
+
+
+def test_more_than_can_be_done_is_told_at_once_and_what_is_accepted_is_answered(service: Service) -> None:
+    whole = body(*[photo(i) for i in range(40)], criterion="l1:0")
+
+    def ask(_: int) -> tuple[int, str | None, float, int]:
+        started = time.monotonic()
+        answer = httpx.post(f"{service.url}/v1/encode", json=whole, headers=HEADERS, timeout=120)
+        good = sum("ids" in result for result in answer.json().get("results", []))
+        return answer.status_code, answer.headers.get("retry-after"), time.monotonic() - started, good
+
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(ask, range(16)))
+    assert {status for status, *_ in found} == {200, 503}
+    for status, later, seconds, good in found:
+        assert seconds < 45
+        assert (good == 40) if status == 200 else later == "1"
+    started = time.monotonic()
+    assert ask(0)[0] == 200
+    assert time.monotonic() - started < 20
+
+
+def test_work_for_clients_that_left_is_dropped(service: Service) -> None:
+    whole = httpx.Request("POST", service.url, json=body(*[photo(i) for i in range(40)], criterion="l1:0")).read()
+    head = f"POST /v1/encode HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(whole)}\r\n\r\n"
+    gone = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(6)]
+    for connection in gone:
+        connection.sendall(head.encode() + whole)
+    time.sleep(1.5)  # they are in the queue now: some 6 s of work
+    for connection in gone:
+        connection.close()
+    time.sleep(0.5)
+    started = time.monotonic()
+    answer = httpx.post(f"{service.url}/v1/encode", json=BODY, headers=HEADERS, timeout=60)
+    assert answer.status_code == 200
+    alone = time.monotonic()
+    httpx.post(f"{service.url}/v1/encode", json=BODY, headers=HEADERS, timeout=60)
+    assert alone - started < 2 * (time.monotonic() - alone) + 1.5  # a batch may be under way
+
+
+def test_a_killed_replica_costs_only_what_it_worked_on(service: Service) -> None:
+    clients = Clients(lambda: httpx.post(f"{service.url}/v1/encode", json=BODY, headers=HEADERS, timeout=60))
+    time.sleep(2)
+    (replica,) = named(service.process.pid, "ServeReplica:alit:Encoder")
+    os.kill(replica, signal.SIGKILL)
+    killed = len(clients.found)
+    service.ready()
+    time.sleep(2)
+    found = clients.stop()
+    assert not [answer for answer in found if isinstance(answer, Exception)]
+    assert {answer.status_code for answer in found} <= {200, 503}
+    lost = [answer for answer in found if answer.status_code == 503]
+    assert all(answer.headers["retry-after"] == "1" for answer in lost)
+    assert all(answer.headers["content-type"] == "application/problem+json" for answer in lost)
+    assert found[-1].status_code == 200
+    assert len(found) > killed
+    with Client(service.url, KEY, tries=20) as patient:  # which is how the client sees such a time
+        (again,) = named(service.process.pid, "ServeReplica:alit:Encoder")
+        os.kill(again, signal.SIGKILL)
+        assert "ids" in patient.encode([photo(0)])[0]
+
+
+def test_new_settings_come_in_without_a_failed_request(service: Service) -> None:
+    with Client(service.url, KEY, tries=1) as client:
+        assert "ids" in client.encode([photo(0)])[0]
+    old = named(service.process.pid, "ServeReplica:alit:")
+    clients = Clients(lambda: httpx.post(f"{service.url}/v1/encode", json=BODY, headers=HEADERS, timeout=60))
+    time.sleep(1)
+    change(service, SETTINGS + "retry_after_seconds: 2\n", "the new settings are in force")
+    time.sleep(2)
+    found = clients.stop()
+    assert [answer for answer in found if isinstance(answer, Exception) or answer.status_code != 200] == []
+    assert len(found) > 8
+    new = named(service.process.pid, "ServeReplica:alit:")
+    assert len(new) == 2
+    assert not set(old) & set(new)
+
+
+def test_settings_that_cannot_be_leave_the_old_ones_in_force(service: Service) -> None:
+    change(service, SETTINGS + "max_imgs: 3\n", "the old settings stay: the service's settings: max_imgs")
+    answer = httpx.post(f"{service.url}/v1/encode", json=BODY, headers=HEADERS, timeout=60)
+    assert answer.status_code == 200
+
+
+def change(service: Service, settings: str, words: str) -> None:
+    """Gives a running service other settings, and waits until it says so."""
+    said = service.log.read_text()
+    service.configure(settings)
+    service.process.send_signal(signal.SIGHUP)
+    until = time.monotonic() + 90
+    while words not in service.log.read_text()[len(said) :]:
+        assert time.monotonic() < until, service.log.read_text()
+        time.sleep(0.2)
