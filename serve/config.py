@@ -17,6 +17,7 @@ class Settings(BaseModel):
     Attributes:
         models: weights folders by name, the packaged one where the folder is null; the first is the default.
         keys_file: API keys, one `name:key` per line; without one, and without ALIT_KEYS, no key is asked for.
+        keyless: whether other machines may come in without a key: where a gateway or the network keeps strangers out.
         requests_per_minute: of each key, on each replica of the API.
         max_body_bytes: of a request.
         max_images: of a request.
@@ -33,13 +34,14 @@ class Settings(BaseModel):
         threads: CPU threads, and logical CPUs, of each of the latter.
         models_per_replica: how many models each of them holds at once; others wait until the longest unused one leaves.
         precision: bfloat16 is made for GPUs, and changes some 2 % of lengths and ids.
-        docs: whether /docs and /openapi.json are served.
+        openapi: whether /openapi.json is served.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     models: dict[Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")], str | None] = {"nano": None}
     keys_file: str | None = None
+    keyless: bool = False
     requests_per_minute: int = Field(600, ge=1)
     max_body_bytes: int = Field(64 << 20, ge=1024)
     max_images: int = Field(64, ge=1, le=4096)
@@ -59,7 +61,7 @@ class Settings(BaseModel):
     threads: int = Field(1, ge=1)
     models_per_replica: int = Field(4, ge=1)
     precision: Literal["float32", "bfloat16"] = "float32"
-    docs: bool = True
+    openapi: bool = True
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -78,19 +80,26 @@ class Settings(BaseModel):
 
 
 class Place(BaseModel):
-    """Where `alit serve` listens."""
+    """Where `alit serve` listens.
+
+    Attributes:
+        host, port: of the API and its page.
+        metrics_port: of Ray's Prometheus endpoint, which listens on every interface; any free one when null.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
+    metrics_port: int | None = Field(None, ge=1, le=65535)
 
-    @property
-    def loopback(self) -> bool:
-        try:
-            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def read_settings(path: Path | None, changes: dict[str, Any]) -> tuple[Settings, Place]:
@@ -110,7 +119,7 @@ def read_settings(path: Path | None, changes: dict[str, Any]) -> tuple[Settings,
         if not isinstance(found, dict):
             raise ConfigError(f"{str(path)!r} must hold settings such as 'port: 8000', got {type(found).__name__}")
     found |= {name: value for name, value in changes.items() if value is not None}
-    where = {name: found.pop(name) for name in ("host", "port") if name in found}
+    where = {name: found.pop(name) for name in Place.model_fields if name in found}
     try:
         return Settings(**found), Place(**where)
     except ValueError as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alit.errors import ConfigError
-from serve.config import Settings
+from serve.config import Settings, is_loopback
 from serve.problems import ProblemError, respond
 
 Scope = MutableMapping[str, Any]
@@ -22,7 +22,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 KEYS = "ALIT_KEYS"
-OPEN = ("/healthz", "/readyz", "/", "/playground/", "/docs", "/openapi.json")
+OPEN = ("/healthz", "/readyz", "/", "/playground/", "/openapi.json")
 """What is answered without a key: nothing of it costs work or tells of data."""
 log = logging.getLogger("alit.serve")
 
@@ -90,7 +90,7 @@ class Doors:
             await send(message)
 
         try:
-            name = self._admit(scope["path"], headers)
+            name = self._admit(scope, headers)
             body.check(headers.get("content-length", "0"))
         except ProblemError as error:
             await respond(error.status, error.detail, error.slug, error.headers)(scope, receive, answer)
@@ -101,10 +101,15 @@ class Doors:
         line = {"request": request, "method": scope["method"], "path": scope["path"], "status": status, "key": name}
         log.info(json.dumps(line | {"seconds": round(time.monotonic() - started, 4)}))
 
-    def _admit(self, path: str, headers: dict[str, str]) -> str:
+    def _admit(self, scope: Scope, headers: dict[str, str]) -> str:
         """The name of the request's key."""
-        if not self.keys or path in OPEN or path.startswith("/playground/"):
+        if scope["path"] in OPEN or scope["path"].startswith("/playground/"):
             return ""
+        if not self.keys:
+            if self.settings.keyless or is_loopback((scope.get("server") or [""])[0]):
+                return ""
+            detail = "this service has no keys, and so answers on its own machine alone; its operator can give it some"
+            raise ProblemError(403, detail)
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key:
             challenge = {"WWW-Authenticate": 'Bearer realm="alit"'}

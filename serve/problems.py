@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 TITLES = {
     400: "bad request",
     401: "a key is needed",
+    403: "not allowed",
     404: "not found",
     405: "method not allowed",
     406: "not acceptable",

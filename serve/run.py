@@ -9,12 +9,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from alit.errors import AlitError, ConfigError
 from alit.weights import load_weights
-from serve.config import Place, Settings, read_settings
+from serve.config import Place, Settings, is_loopback, read_settings
 from serve.doors import KEYS, read_keys
 
 
@@ -60,11 +62,20 @@ def run(config: Path | None, changes: dict[str, Any]) -> None:
     asked = Asked()
     # one more of each while others take over
     cpus = settings.threads * (settings.max_replicas + 1) + settings.api_replicas + 1
-    ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    with silence():
+        ray.init(
+            "local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _metrics_export_port=where.metrics_port,
+        )
     for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which sets its own
         signal.signal(number, asked.end)
     signal.signal(signal.SIGHUP, asked.reload)
     try:
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(
             http_options={
                 "host": where.host,
@@ -72,9 +83,8 @@ def run(config: Path | None, changes: dict[str, Any]) -> None:
                 "request_timeout_s": settings.deadline_seconds + 10,
                 "keep_alive_timeout_s": 30,
             },
-            logging_config={"enable_access_log": False},
+            logging_config={"enable_access_log": False, "log_level": "WARNING"},
         )
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.run(build(settings), name="alit", route_prefix="/")
         seconds = time.monotonic() - started
         say(f"ready after {seconds:.1f} s at http://{where.host}:{where.port}/ (the playground)")
@@ -90,8 +100,27 @@ def run(config: Path | None, changes: dict[str, Any]) -> None:
             say("the new settings are in force" + (", but for host and port" if place != where else ""))
         say("finishing what is under way")
     finally:
-        serve.shutdown()
-        ray.shutdown()
+        with silence():
+            serve.shutdown()
+            ray.shutdown()
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Shows nothing of what Ray's own processes say as they come and go: it helps nobody."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = {number: os.dup(number) for number in (1, 2)}
+    with open(os.devnull, "wb") as nowhere:
+        for number in kept:
+            os.dup2(nowhere.fileno(), number)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        for number, copy in kept.items():
+            os.dup2(copy, number)
+            os.close(copy)
 
 
 def say(words: str) -> None:
@@ -108,7 +137,7 @@ def checked(config: Path | None, changes: dict[str, Any], here: Path) -> tuple[S
     paths = {name: folder and str(here / folder) for name, folder in settings.models.items()}
     keys_file = settings.keys_file and str(here / settings.keys_file)
     settings = settings.model_copy(update={"models": paths, "keys_file": keys_file})
-    if not read_keys(settings) and not where.loopback:
+    if not (read_keys(settings) or settings.keyless or is_loopback(where.host)):
         raise ConfigError(
             f"without keys the service listens on this machine alone; to listen on {where.host}, name keys with "
             f"--keys-file, or in {KEYS}=name:key"

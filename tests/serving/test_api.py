@@ -22,11 +22,17 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+from ray.serve.schema import ServeDeploySchema
 
 from alit.images import decode_image, to_uint8
 from alit.weights import Weights
+from serve.app import build
 from serve.client import AsyncClient, Client, ServiceError
 from serve.config import Place, Settings, read_settings
+from serving.service import KEY, Service, body, photo
+
+CLUSTER = Path(__file__).parents[2] / "cluster"
 
 
 def expected(weights: Weights, file: bytes, criterion: str) -> Any:
@@ -289,9 +295,20 @@ def test_what_the_server_stack_must_refuse_it_refuses(service: Service, http: ht
 
 
 def test_the_example_holds_every_setting_with_its_default() -> None:
-    example = Path(__file__).parent.parent / "cluster" / "serve.yaml"
+    example = CLUSTER / "serve.yaml"
     assert read_settings(example, {}) == (Settings(), Place())
     assert set(yaml.safe_load(example.read_text())) == set(Settings.model_fields) | set(Place.model_fields)
+
+
+@pytest.mark.parametrize("size", ["cpu", "gpu", "multi-gpu"])
+def test_the_configs_of_every_size_are_what_serve_and_we_take(size: str) -> None:
+    found = yaml.safe_load((CLUSTER / f"serve-{size}.yaml").read_text())
+    (application,) = ServeDeploySchema.model_validate(found).applications
+    assert application.import_path == "serve.app:build"
+    settings = Settings(**application.args)
+    assert found["http_options"]["request_timeout_s"] > settings.deadline_seconds
+    built = call_user_app_builder_with_args_if_necessary(build, application.args)
+    assert built._bound_deployment.name == "Ingress"
 
 
 def test_bad_settings_are_a_sentence_and_exit_code_2(tmp_path: Path) -> None:

@@ -1,0 +1,149 @@
+"""What the OpenAPI document says beyond what FastAPI finds by itself: bodies, other media types, keys, examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from serve import problems
+from serve.schemas import EncodeRequest, Problem
+
+ARROW, MSGPACK = "application/vnd.apache.arrow.stream", "application/msgpack"
+PICTURES = ("image/png", "image/webp", "image/jpeg")
+FILES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff", "application/octet-stream")
+BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+PROBLEM = {
+    "type": "urn:alit:problem:not_as_asked_for",
+    "title": "not as asked for",
+    "status": 422,
+    "detail": "this model gives 16, 32, 48, 64 tokens, by fixed, l1, mse, psnr, ssim, code, latent; got 'fixed:17'",
+}
+ANSWER = {
+    "model": "nano",
+    "fingerprint": "4dccce4752e6d368ad541d20c039ef65f1e846091f08dfa0dddd8272a81d0dfa",
+    "criterion": "l1:0.08",
+    "results": [
+        {
+            "index": 0,
+            "id": "beach.jpg",
+            "num_tokens": 16,
+            "score": 0.0713,
+            "satisfied": True,
+            "width": 640,
+            "height": 480,
+            "ids": [2036, 1902, 1235, 1744, 984, 1298, 992, 719, 1839, 1803, 231, 630, 1311, 1199, 1719, 391],
+        },
+        {
+            "index": 1,
+            "error": PROBLEM | {"type": "urn:alit:problem:not_an_image", "detail": "no image file: 12 bytes of text"},
+        },
+    ],
+}
+
+FAULTS: dict[int | str, dict[str, Any]] = {
+    status: {
+        "model": Problem,
+        "description": problems.TITLES[status],
+        "content": {"application/problem+json": {"example": PROBLEM | {"status": status}}},
+    }
+    for status in (400, 401, 403, 408, 413, 415, 422, 429, 503)
+}
+for busy in (429, 503):
+    FAULTS[busy]["headers"] = {
+        "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds until the same request may come again."}
+    }
+
+
+def faults(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Some of them."""
+    return {status: FAULTS[status] for status in statuses}
+
+
+ENCODED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "One result per image, in the request's order.",
+        "content": {"application/json": {"example": ANSWER}, ARROW: BINARY, MSGPACK: BINARY},
+    }
+}
+"""By what the request accepts."""
+
+DECODED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A picture; of several a zip file that holds `0.png`, `1.png` …",
+        "content": dict.fromkeys((*PICTURES, "application/zip"), BINARY),
+    }
+}
+DRAWN: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A picture.",
+        "content": dict.fromkeys(PICTURES, BINARY),
+        "headers": {
+            "X-Alit-Tokens": {"schema": {"type": "integer"}, "description": "The code's length."},
+            "X-Alit-Weights": {"schema": {"type": "string"}, "description": "The fingerprint of the weights."},
+        },
+    }
+}
+
+ENCODE_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {"$ref": "#/components/schemas/EncodeRequest"},
+            "example": {"criterion": "l1:0.08", "images": [{"id": "beach.jpg", "data": "/9j/4AAQSkZJRgABAQ…"}]},
+        },
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["image"],
+                "properties": {
+                    "image": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}},
+                    "model": {"type": "string", "maxLength": 64},
+                    "criterion": {"type": "string", "maxLength": 100, "example": "l1:0.08"},
+                    "max_tokens": {"type": "integer", "minimum": 1},
+                    "return": {"type": "string", "description": "Names with commas between.", "example": "ids,trace"},
+                },
+            }
+        },
+        **dict.fromkeys(FILES, BINARY),
+    },
+}
+FILE_BODY: dict[str, Any] = {"required": True, "content": dict.fromkeys(FILES, BINARY)}
+
+
+def query(name: str, what: str, **schema: Any) -> dict[str, Any]:
+    """A parameter of the request line, as a document describes it."""
+    return {"name": name, "in": "query", "required": False, "description": what, "schema": schema}
+
+
+RAW_OPTIONS = [
+    query("model", "Where the body is a file: as in the JSON form.", type="string", maxLength=64),
+    query("criterion", "Likewise.", type="string", maxLength=100),
+    query("max_tokens", "Likewise.", type="integer", minimum=1),
+    query("return", "Likewise, with commas between.", type="string"),
+]
+
+
+def install(app: FastAPI) -> None:
+    """Makes the application's document whole."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            found = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+            reference = "#/components/schemas/{model}"
+            _, bodies = models_json_schema([(EncodeRequest, "validation")], ref_template=reference)
+            components = found.setdefault("components", {})
+            components.setdefault("schemas", {}).update(bodies["$defs"])
+            components["securitySchemes"] = {
+                "key": {"type": "http", "scheme": "bearer", "description": "Where the service was given keys."}
+            }
+            for path, operations in found["paths"].items():
+                if path.startswith("/v1/"):
+                    for operation in operations.values():
+                        operation["security"] = [{"key": []}, {}]
+            app.openapi_schema = found
+        return app.openapi_schema
+
+    app.openapi = document
