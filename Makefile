@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 UNFINISHED := .venv/.unfinished
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow soak check clean
+.PHONY: help demo test slow soak load check clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -29,6 +29,11 @@ slow: $(INSTALLED) ## run the tests that take minutes: training that learns, a c
 soak: $(INSTALLED) ## kill a job again and again and compare its files: make soak INPUT=photos/
 	@echo "soak: tests/soak.py $(INPUT) soak"
 	@$(PY) tests/soak.py "$(INPUT)" soak
+
+load: $(INSTALLED) ## put the service under load and measure: make load INPUT=photos.parquet
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[load]"
+	@echo "load: tests/load.py $(INPUT)"
+	@$(PY) tests/load.py "$(INPUT)"
 
 check: $(INSTALLED) ## lint, formatting, types, and which package may import which
 	@echo "check: ruff check"

@@ -243,7 +243,8 @@ def serve(
 ) -> None:
     """Serve online encoding over HTTP, with a playground to look at.
 
-    Ready when it says so; ends, finishing what is under way, on Ctrl-C or SIGTERM. `/docs` documents the API.
+    Ready when it says so; ends, finishing what is under way, on Ctrl-C or SIGTERM; reads its settings again on SIGHUP.
+    `/openapi.json` describes the API.
 
     Example: alit serve --port 8000, then open http://127.0.0.1:8000/
 

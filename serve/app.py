@@ -159,6 +159,8 @@ def build(settings: Settings) -> serve.Application:
     ingress = deployments[1].options(
         num_replicas=settings.api_replicas,
         max_ongoing_requests=2 * ongoing,
+        max_queued_requests=2 * ongoing,
+        backpressure_config={"status_code": 503, "retry_after_s": settings.retry_after_seconds},
         graceful_shutdown_timeout_s=settings.deadline_seconds,
     )
     return ingress.bind(settings, encoder.bind(settings))

@@ -45,6 +45,14 @@ def sentence(folder: Path) -> str:
 # ---------------------------------------------------------------- there and back
 
 
+def test_weights_in_fp32_are_mapped_so_that_processes_share_them(folder):
+    loaded = load_weights(folder)
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    spans = [line.split()[0].split("-") for line in maps if line.endswith(str(folder / "model.safetensors"))]
+    (where,) = [(int(start, 16), int(end, 16)) for start, end in spans]
+    assert all(where[0] <= tensor.data_ptr() < where[1] for tensor in loaded.model.parameters())
+
+
 def test_weights_come_back_bit_by_bit(folder):
     loaded = load_weights(folder)
     state = loaded.model.state_dict()

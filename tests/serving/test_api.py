@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import itertools
+import json
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -18,15 +21,20 @@ import httpx
 import msgpack
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from PIL import Image
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
+from rich.console import Console
 
 from alit.images import decode_image, to_uint8
+from alit.tokens import TokenDataset
 from alit.weights import Weights
+from jobs.options import TokenizeOptions
+from jobs.tokenize import tokenize
 from serve.app import build
 from serve.client import AsyncClient, Client, ServiceError
 from serve.config import Place, Settings, read_settings
@@ -130,33 +138,74 @@ def test_ids_come_back_as_pictures(http: httpx.Client, weights: Weights) -> None
     assert Image.open(io.BytesIO(there_and_back.content)).size == (64, 64)
 
 
-def test_two_hundred_photographs_in_mixed_requests_at_once_equal_the_models_own_answers(
-    service: Service, weights: Weights
-) -> None:
-    files = [photo(i, 70) for i in range(200)]
-    criteria = ["l1:0.05", "fixed:16", "psnr:22", "l1:0.03", "ssim:0.5"]
-    wishes = [criteria[i % len(criteria)] for i in range(200)]
+def photographs(request: pytest.FixtureRequest) -> list[bytes]:
+    """200 of the real ones beside the checkout, or pictures made up."""
+    try:
+        table = request.getfixturevalue("shared") / "data/photos-136/val-00000.parquet"
+    except pytest.skip.Exception:
+        return [photo(i, 70) for i in range(200)]
+    return pq.read_table(table, columns=["image"])["image"].slice(0, 200).to_pylist()
 
-    async def ask() -> dict[int, Any]:
-        found: dict[int, Any] = {}
+
+def test_two_hundred_photographs_in_mixed_requests_at_once_equal_the_jobs_rows(
+    service: Service, weights: Weights, request: pytest.FixtureRequest, ray_session: None, tmp_path: Path
+) -> None:
+    files = photographs(request)
+    pq.write_table(pa.table({"image": files, "id": [str(i) for i in range(200)]}), tmp_path / "photos.parquet")
+    job = TokenizeOptions(criterion="l1:0.07", image_column="image", id_column="id")
+    tokenize(str(tmp_path / "photos.parquet"), str(tmp_path / "tokens"), job, Console(file=io.StringIO()))
+    rows = {row["id"]: row for row in TokenDataset(tmp_path / "tokens").table().to_pylist()}
+    others = ["fixed:16", "psnr:18", "ssim:0.4"]
+
+    async def ask() -> tuple[dict[int, Any], dict[int, Any]]:
+        same: dict[int, Any] = {}
+        other: dict[int, Any] = {}
         async with AsyncClient(service.url, KEY, tries=20) as client:
 
-            async def one(numbers: list[int]) -> None:
-                results = await client.encode([files[n] for n in numbers], criterion=wishes[numbers[0]])
+            async def one(numbers: list[int], criterion: str, found: dict[int, Any]) -> None:
+                results = await client.encode([files[n] for n in numbers], criterion=criterion)
                 found.update(zip(numbers, results, strict=True))
 
-            numbers = [list(range(k, 200, len(criteria))) for k in range(len(criteria))]
-            chunks = [part[i : i + 1 + k] for k, part in enumerate(numbers) for i in range(0, len(part), 1 + k)]
-            random.Random(0).shuffle(chunks)
-            await asyncio.gather(*map(one, chunks))
-        return found
+            starts = [*range(40), *range(40, 80, 2), *range(80, 200, 15)]
+            chunks = [list(range(a, b)) for a, b in itertools.pairwise([*starts, 200])]
+            asked = [one(chunk, "l1:0.07", same) for chunk in chunks]
+            asked += [one([n], others[n % 3], other) for n in range(60)]
+            random.Random(0).shuffle(asked)
+            await asyncio.gather(*asked)
+        return same, other
 
-    found = asyncio.run(ask())
-    assert sorted(found) == list(range(200))
-    for number, result in found.items():
-        alone = expected(weights, files[number], wishes[number])
+    same, other = asyncio.run(ask())
+    assert sorted(same) == list(range(200))
+    assert len({result["num_tokens"] for result in same.values()}) > 1
+    for number, result in same.items():
+        row = rows[str(number)]
+        assert (result["ids"], result["num_tokens"]) == (row["tokens"], row["num_tokens"]), number
+        assert result["score"] == pytest.approx(row["score"], abs=1e-5)
+        assert result["satisfied"] == row["satisfied"]
+    for number, result in other.items():
+        alone = expected(weights, files[number], others[number % 3])
         assert result["ids"] == alone.tokens.tolist(), number
-        assert result["num_tokens"] == alone.num_tokens.item()
+
+
+def test_the_readmes_commands_work_as_they_stand(service: Service, tmp_path: Path) -> None:
+    text = (CLUSTER.parent / "README.md").read_text()
+    section = text[text.index("## Serving") : text.index("## Python")]
+    (tmp_path / "photo.jpg").write_bytes(photo(3))
+    (tmp_path / "other.png").write_bytes(photo(4))
+    blocks = re.findall(r"```(\w+)\n(.*?)```", section, re.DOTALL)
+    assert [kind for kind, _ in blocks] == ["sh", "python"]
+    shell, python = (block.replace("http://127.0.0.1:8000", service.url) for _, block in blocks)
+    answers = []
+    for line in shell.splitlines():
+        command = line.replace("curl ", f"curl -sf -H 'Authorization: Bearer {KEY}' ", 1)
+        ran = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, check=True)
+        answers.append(ran.stdout)
+    assert len(json.loads(answers[0])["results"][0]["ids"]) in (16, 32, 48, 64)
+    assert [len(result["trace"]) > 0 for result in json.loads(answers[1])["results"]] == [True, True]
+    assert Image.open(io.BytesIO((tmp_path / "reconstruction.png").read_bytes())).size == (64, 64)
+    code = python.replace(f'Client("{service.url}")', f'Client("{service.url}", "{KEY}")')
+    code += "\nassert png.startswith(b'\\x89PNG')\n"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
 # -------------------------------------------------------------------- doors
