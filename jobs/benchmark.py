@@ -20,7 +20,6 @@ from torch import Tensor
 from alit.recipe import Stage, recipe_from
 from alit.selection import Candidate, Criterion, parse
 from alit.tokenizer import Alit
-from alit.weights import load_weights
 from jobs.inputs import InputError, Plan, make_plan
 from jobs.options import TokenizeOptions
 from jobs.runner import keep_freed_memory, local_cpus
@@ -28,7 +27,8 @@ from jobs.shards import Job, decoded_batches, decoded_plan, metadata_of
 from jobs.storage import place
 from jobs.tokenize import tokenize
 from jobs.train import Options, prepare
-from jobs.workers import train_here, train_on_ray
+from jobs.weights import load
+from jobs.workers import Placement, train_here, train_on_ray
 
 
 def _images(source: str, size: int, most: int, image_column: str) -> np.ndarray:
@@ -123,7 +123,7 @@ def benchmark_encode(
     console: Console,
 ) -> EncodeTimes:
     """Prints images/s of encoding every length, adaptively and at each fixed length."""
-    loaded = load_weights(weights)
+    loaded = load(weights)
     parsed = parse(criterion or loaded.model.config.criterion)
     if parsed.measure is None:
         raise InputError(f"the benchmark compares an adaptive criterion with fixed ones, got {parsed.spec!r}")
@@ -155,11 +155,11 @@ class TokenizeRates:
         return statistics.median(job / bare for job, bare in zip(self.job, self.bare, strict=True))
 
 
-def bare_loop(job: Job, plan: Plan, threads: int) -> float:
+def bare_loop(job: Job, plan: Plan, model: Alit, threads: int) -> float:
     """Images per second of one process without Ray or files: torch threads = cores, decoding ahead in threads."""
     torch.set_num_threads(threads)
     keep_freed_memory()
-    model, criterion = load_weights(job.weights).model, parse(job.metadata.criterion)
+    criterion = parse(job.metadata.criterion)
     images, start = 0, time.perf_counter()
     for shard in plan.shards:
         for decoded in decoded_batches(job, shard, threads):
@@ -180,7 +180,7 @@ def benchmark_tokenize(
     console: Console,
 ) -> TokenizeRates:
     """Prints the job's images/s beside the bare loop's, in alternation over the same images on the same cores."""
-    loaded = load_weights(weights)
+    loaded = load(weights)
     plan = make_plan(source, rows_per_file=rows_per_file, image_column=image_column)
     cores, bare, ray, startup = local_cpus(), [], [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -188,22 +188,21 @@ def benchmark_tokenize(
             source=plan.source,
             output=place(folder),
             metadata=metadata_of(loaded, criterion or loaded.model.config.criterion),
-            weights=str(loaded.folder),
         )
         rates = {}
         few = dataclasses.replace(plan, shards=plan.shards[:2])
         for batch_size in (16, 32, 64, 128):
-            rates[batch_size] = bare_loop(dataclasses.replace(job, batch_size=batch_size), few, cores)
+            rates[batch_size] = bare_loop(dataclasses.replace(job, batch_size=batch_size), few, loaded.model, cores)
             console.print(f"bare loop, batches of {batch_size}: {rates[batch_size]:.1f} images/s")
         best = max(rates, key=lambda size: rates[size])
         for number in range(rounds):
-            bare.append(bare_loop(dataclasses.replace(job, batch_size=best), plan, cores))
+            bare.append(bare_loop(dataclasses.replace(job, batch_size=best), plan, loaded.model, cores))
             summary = tokenize(
                 source,
                 str(Path(folder) / str(number)),
                 TokenizeOptions(
                     criterion=job.metadata.criterion,
-                    weights=job.weights,
+                    weights=weights,
                     batch_size=best,
                     image_column=image_column,
                     rows_per_file=rows_per_file,
@@ -271,7 +270,7 @@ def benchmark_train(
                 if kind == "bare":
                     train_here(start, tell=tell)
                 else:
-                    train_on_ray(start, workers=(1, 1), tell=tell)
+                    train_on_ray(start, Placement(), tell=tell)
                     waiting.append(statistics.mean(row["waiting"] for row in rows))
                 rates[kind].append(statistics.harmonic_mean(row["images_per_second"] for row in rows))
                 mfu = f", {statistics.mean(row['mfu'] for row in rows):.1%} MFU" if "mfu" in rows[0] else ""

@@ -14,9 +14,11 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from jobs.options import CRITERION_HELP, INPUT_HELP, TokenizeOptions
+from alit.errors import AlitError
+from jobs.options import CRITERION_HELP, INPUT_HELP, SubmitOptions, TokenizeOptions
 
 TOKENIZE_DEFAULTS = TokenizeOptions()
+SUBMIT_DEFAULTS = SubmitOptions()
 
 
 def tokenize(
@@ -352,6 +354,49 @@ def benchmark(
         )
 
 
+def submit(
+    *,
+    options: Annotated[SubmitOptions, arg(name="")] = SUBMIT_DEFAULTS,
+    follow_job: str | None = None,
+    stop_job: str | None = None,
+) -> None:
+    """Run a command on a Ray cluster: put `submit`, and options of its own if any, before it.
+
+    INPUT, OUTPUT, weights and run folders must lie where the cluster's nodes see them: s3://, or a shared disk.
+
+    Example: alit submit --address http://head:8265 tokenize s3://bucket/photos s3://bucket/tokens --workers 8
+
+    Args:
+        follow_job: Show the log of this job, submitted before.
+        stop_job: Stop this job, submitted before.
+    """
+    from jobs import submit as job
+
+    if stop_job is not None:
+        job.stop(stop_job, options.address)
+    elif follow_job is not None:
+        sys.exit(job.resume(follow_job, options.address))
+    else:
+        raise AlitError(
+            "name the command to submit, such as: alit submit tokenize s3://bucket/photos s3://bucket/tokens"
+        )
+
+
+def _submit(arguments: list[str]) -> None:
+    """`alit submit [OPTIONS] COMMAND …`: the command's own options are the job's."""
+    names = [name for name in COMMANDS if name not in ("submit", "serve", "demo")]
+    at = next((i for i, word in enumerate(arguments) if word in names or word == "--"), len(arguments))
+    own, command = arguments[:at], [word for word in arguments[at : at + 1] if word != "--"] + arguments[at + 1 :]
+    if not command:
+        tyro.cli(submit, args=own, prog="alit submit")
+        return
+    if command[0] not in names:
+        raise AlitError(f"submit takes one of {', '.join(names)}, got {command[0]!r}")
+    from jobs import submit as job
+
+    sys.exit(job.submit(command, tyro.cli(SubmitOptions, args=own, prog="alit submit")))
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "tokenize": tokenize,
     "verify": verify,
@@ -360,6 +405,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "evaluate": evaluate,
     "benchmark": benchmark,
+    "submit": submit,
     "serve": serve,
     "demo": demo,
 }
@@ -367,12 +413,13 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command; what a person can put right is one sentence on stderr and exit code 2."""
-    from alit.errors import AlitError
-
     importlib.import_module("serve")  # ours, before a folder of this name in the working folder could be taken for it
     sys.path.append(os.getcwd())  # where a criterion's package.module may lie; last, so that it hides nothing
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        if arguments[:1] == ["submit"]:
+            _submit(arguments[1:])
+            return
         if arguments[:1] == ["train"]:
             tyro.extras.subcommand_cli_from_dict(
                 _train_commands(arguments[1:]), args=arguments[1:], prog="alit train", description=train.__doc__

@@ -66,7 +66,8 @@ def describe_plan(
         "images": f"{images:,}" if counted else "as many as the tars hold",
         "output": f"{output}: {number:,} shards of " + (f"{options.rows_per_file:,} images" if counted else "a tar"),
         "kept": ", ".join(f"{field.name} ({field.type})" for field in source.kept),
-        "model": f"{loaded.folder}, {metadata.image_size} px, criterion {metadata.criterion}, batches of {batch_size}",
+        "model": f"{options.weights or 'the packaged one'}, {metadata.image_size} px, batches of {batch_size}",
+        "criterion": metadata.criterion,
         "workers": f"{workers} of {'a GPU' if torch.cuda.is_available() else 'a CPU'} each, where the job runs here",
         "first images": f"{seen} seen, {rejects} of them rejected",
     }

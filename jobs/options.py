@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -26,7 +27,7 @@ class TokenizeOptions:
     """All but INPUT and OUTPUT.
 
     Attributes:
-        weights: A weights folder; the packaged one when not given.
+        weights: A weights folder, local or s3://; the packaged one when not given.
         image_column: The column of images: bytes, or paths and URIs. Of a tar, the extension of the images.
         id_column: The column with unique ids; file#row, or the list's own paths and URIs, when not given.
         keep: Columns to carry through, such as --keep caption label; of a tar, extensions of texts: --keep txt json.
@@ -44,6 +45,10 @@ class TokenizeOptions:
         workers: Processes that hold the model; one per CPU, or per GPU where there is one.
         decode_workers: CPU tasks that decode for each worker; 0 lets it decode for itself, the default without GPUs.
         gpus_per_worker: GPUs a worker takes, such as 0.5 for two on each; 1 where there is one.
+        worker_memory: GiB of heap that a worker is given room for: Ray puts no more of them on a node than fit.
+        worker_labels: Where workers run, by the nodes' labels, such as --worker-labels tier=gpu.
+        decode_labels: Where the CPU tasks that decode for them run.
+        patience: Seconds to wait for a cluster to have room for the first worker.
     """
 
     criterion: Annotated[str | None, arg(help=CRITERION_HELP)] = None
@@ -64,6 +69,10 @@ class TokenizeOptions:
     workers: int | None = None
     decode_workers: int | None = None
     gpus_per_worker: float | None = None
+    worker_memory: float = 0
+    worker_labels: tuple[str, ...] = ()
+    decode_labels: tuple[str, ...] = ()
+    patience: float = 600
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -73,6 +82,8 @@ class TokenizeOptions:
             ("workers", 1, math.inf),
             ("decode_workers", 0, math.inf),
             ("gpus_per_worker", 0, 1e6),
+            ("worker_memory", 0, 1e6),
+            ("patience", 0, math.inf),
         ):
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
@@ -80,3 +91,40 @@ class TokenizeOptions:
                 raise AlitError(f"--{name.replace('_', '-')} must be {bound}, got {value}")
         if self.batch_size != "auto" and self.batch_size < 1:
             raise AlitError(f"--batch-size must be at least 1 or auto, got {self.batch_size}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SubmitOptions:
+    """All but the command.
+
+    Attributes:
+        address: Of the cluster's dashboard, such as http://head:8265; RAY_API_SERVER_ADDRESS when not given, else this
+            machine's.
+        name: Of the job, unique on the cluster; one is made up when not given.
+        env: Names of environment variables whose values here the job gets, such as --env AWS_REGION HF_HOME. Whoever
+            may look at the cluster's dashboard can read them: secrets are better given to the nodes.
+        labels: Where the command itself runs, by the nodes' labels, such as --labels tier=cpu; on the head otherwise.
+        cpus: Logical CPUs that it takes there.
+        upload: Send this version of the code; with --no-upload the nodes' own is used.
+        follow: Show the job's log until it ends, and end with its exit code; with --no-follow only its name is printed.
+    """
+
+    address: str | None = None
+    name: str | None = None
+    env: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    cpus: float = 0
+    upload: bool = True
+    follow: bool = True
+
+
+def labels(option: str, given: Sequence[str]) -> dict[str, str]:
+    """Ray's label selector from `key=value` texts; a value may be negated, as in `tier=!gpu`.
+
+    Raises:
+        AlitError: one of them is written otherwise.
+    """
+    pairs = [text.partition("=") for text in given]
+    if wrong := [text for text, (key, _, value) in zip(given, pairs, strict=True) if not (key and value)]:
+        raise AlitError(f"{option} takes labels such as tier=gpu, got {wrong[0]!r}")
+    return {key: value for key, _, value in pairs}

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -123,6 +123,41 @@ def ray_session(cpus: int = 0) -> Iterator[Any]:
         cloudpickle.unregister_pickle_by_value(jobs)
         if ours:
             ray.shutdown()
+
+
+def await_room(bundles: Sequence[Mapping[str, float]], labels: dict[str, str], patience: float) -> None:
+    """Waits until a cluster that was joined has room for all bundles at once, which makes an autoscaler bring nodes.
+
+    Args:
+        bundles: of resources, as Ray counts them; each lies on one node.
+        labels: of the nodes.
+        patience: in seconds.
+
+    Raises:
+        AlitError: there is still no room.
+    """
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    if not os.environ.get("RAY_ADDRESS"):
+        return
+    selectors: Any = [labels] * len(bundles) if labels else None
+    group = placement_group([dict(bundle) for bundle in bundles], bundle_label_selector=selectors)
+    try:
+        if group.wait(2):
+            return
+        wanted = ", ".join(f"{amount:g} {name}" for name, amount in bundles[0].items())
+        wanted = f"{len(bundles)} x ({wanted})" + "".join(f" on {key}={value}" for key, value in labels.items())
+        print(f"waiting up to {patience:g} s for the cluster to have room for {wanted}", file=sys.stderr)
+        if not group.wait(patience):
+            there = ray.cluster_resources()
+            has = ", ".join(f"{there.get(name, 0):g} {name}" for name in bundles[0])
+            raise AlitError(
+                f"the cluster has no room for {wanted} after {patience:g} s; its nodes have {has} together, in use or "
+                "not. Ask for less, add nodes, or wait longer with --patience"
+            )
+    finally:
+        remove_placement_group(group)
 
 
 def _start_here(ray: Any, cpus: int) -> None:

@@ -24,9 +24,9 @@ from alit.fid import InceptionFeatures, Moments
 from alit.images import encode_image, to_uint8
 from alit.perceptual import SMALLEST_SIDE, Perceptual
 from alit.tokenizer import Alit
-from alit.weights import load_weights
 from jobs.codecs import coded
 from jobs.measure import distances, floats, gradient_entropy, mean_color, of_base, of_lengths, thumbnail
+from jobs.weights import load
 
 JPEG_QUALITY = 75
 """Of the files whose sizes stand for how much there is in an image."""
@@ -58,7 +58,10 @@ class RulerFiles:
 
     def absolute(self) -> RulerFiles:
         """The same files by names that hold in any working folder."""
-        return RulerFiles(**{name: path and str(Path(path).resolve()) for name, path in asdict(self).items()})
+        found = {
+            name: path and (path if "://" in path else str(Path(path).resolve())) for name, path in asdict(self).items()
+        }
+        return RulerFiles(**found)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,8 +92,8 @@ class Rulers:
         Raises:
             AlitError: one of them cannot be used, or the two weights have no image size in common.
         """
-        weights = load_weights(files.weights)
-        against = load_weights(files.against) if files.against is not None else None
+        weights = load(files.weights)
+        against = load(files.against) if files.against is not None else None
         assert (files.vgg is None) == (files.lpips is None)
         perceptual = Perceptual.from_files(files.vgg, files.lpips) if files.vgg and files.lpips else None
         inception = InceptionFeatures.from_file(files.inception) if files.inception else None

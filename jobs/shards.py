@@ -48,7 +48,6 @@ class Job:
         source: where the input lies and how it is read.
         output: the dataset's folder.
         metadata: what determines the tokens.
-        weights: the weights folder.
         batch_size: images per forward pass; batches never cross a shard.
         limits: what one image may cost.
         jpeg: how JPEGs are decoded; the metadata names it too.
@@ -58,7 +57,6 @@ class Job:
     source: Source
     output: Place
     metadata: Metadata
-    weights: str
     batch_size: int = 64
     limits: Limits = field(default_factory=Limits)
     jpeg: JpegMode = "full"

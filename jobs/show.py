@@ -12,11 +12,12 @@ import torch
 from alit.images import encode_image, to_uint8
 from alit.selection import parse
 from alit.tokens import TokenDataset
-from alit.weights import Weights, load_weights
+from alit.weights import Weights
 from jobs.inputs import InputError, make_plan
 from jobs.page import Picture, Summary, render
 from jobs.shards import Decoded, decoded_plan
 from jobs.storage import place
+from jobs.weights import load
 
 BATCH = 32
 
@@ -48,7 +49,7 @@ def show(
     Raises:
         AlitError: the dataset, the source or the weights do not fit together.
     """
-    loaded = load_weights(weights)
+    loaded = load(weights)
     where = place(dataset)
     tokens = TokenDataset(where.path, where.filesystem)
     tokens.require(loaded.fingerprint)

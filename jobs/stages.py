@@ -18,12 +18,12 @@ import pyarrow as pa
 import torch
 
 from alit.tokens import REJECTS
-from alit.weights import load_weights
 from jobs.inputs import Rows, Shard
 from jobs.plan import StoredPlan
 from jobs.reading import read_batches
 from jobs.runner import keep_freed_memory
 from jobs.shards import Counts, Decoded, Job, decode_job, decoded_batches, file_name, tokenize_shard, written_counts
+from jobs.weights import Shared
 
 READERS = 16
 """Images that are fetched side by side while their decoding is watched."""
@@ -37,21 +37,24 @@ class Tokenizer:
     Args:
         job: what to do.
         plan: where the shards are described.
+        model: to encode with.
         decoders: shards whose images are decoded by tasks elsewhere, ahead of their turn; 0 decodes in this process.
+        decode_labels: of the nodes on which those tasks run.
     """
 
-    def __init__(self, job: Job, plan: StoredPlan, decoders: int) -> None:
+    def __init__(self, job: Job, plan: StoredPlan, model: Shared, decoders: int, decode_labels: dict[str, str]) -> None:
         import ray
 
         torch.set_num_threads(job.threads)
         keep_freed_memory()
         self.job, self.plan, self.decoders = job, plan, decoders
-        self.model = load_weights(job.weights).model
+        self.model = model.model()
         if torch.cuda.is_available():
             self.model = self.model.cuda()
         self.careful = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         options: dict[str, Any] = {"num_cpus": 1, "max_retries": 0, "num_returns": "streaming"}
         options |= {"_generator_backpressure_num_objects": BATCHES_AHEAD}
+        options |= {"label_selector": decode_labels} if decode_labels else {}
         self.stream = ray.remote(_decode_shard).options(**options)
         self.decode = ray.remote(decode_job).options(num_cpus=0, max_retries=0)
 

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -21,17 +21,18 @@ from alit.cost import inference_bytes
 from alit.errors import AlitError
 from alit.images import Limits
 from alit.tokens import Metadata
-from alit.weights import Weights, load_weights
+from alit.weights import Weights
 from jobs.estimate import describe_plan
 from jobs.inputs import Input, open_input
-from jobs.options import TokenizeOptions
+from jobs.options import TokenizeOptions, labels
 from jobs.output import JOB, Totals, clear, finish, read_record, read_totals, require_apart, require_same, unwritten
 from jobs.plan import StoredPlan, read_plan, write_plan
 from jobs.progress import counting, job_bar
-from jobs.runner import local_cpus, ray_session, stop_on_sigterm, unwrapped
+from jobs.runner import await_room, local_cpus, ray_session, stop_on_sigterm, unwrapped
 from jobs.shards import Counts, Job, metadata_of
 from jobs.stages import Tokenizer
 from jobs.storage import place, split_options
+from jobs.weights import Shared, load
 
 PLAINLY = 256
 """Images of which the share of rejects says something."""
@@ -108,16 +109,15 @@ def tokenize(
             source=plan.source,
             output=folder,
             metadata=metadata,
-            weights=str(loaded.folder.resolve()),
             batch_size=size,
             limits=limits,
             jpeg=options.jpeg,
         )
-        return _run(job, plan, options, output, console)
+        return _run(job, plan, loaded, options, output, console)
 
 
 def _load(options: TokenizeOptions) -> tuple[Weights, Metadata]:
-    loaded = load_weights(options.weights)
+    loaded = load(options.weights)
     criterion = options.criterion or loaded.model.config.criterion
     return loaded, metadata_of(loaded, criterion, precision=options.precision, jpeg=options.jpeg)
 
@@ -158,7 +158,9 @@ def batch_size(options: TokenizeOptions, before: dict[str, Any] | None, loaded: 
     return max(1, min(512, 1 << (room // inference_bytes(loaded.model.config)).bit_length() - 1))
 
 
-def _run(job: Job, plan: StoredPlan, options: TokenizeOptions, output: str, console: Console) -> Summary:
+def _run(
+    job: Job, plan: StoredPlan, loaded: Weights, options: TokenizeOptions, output: str, console: Console
+) -> Summary:
     todo = unwritten(job.output, plan.shards).tolist()
     images = f"{plan.images} images" if plan.images is not None else "images"
     console.print(f"{images} in {plan.shards} shards, criterion {job.metadata.criterion}")
@@ -171,8 +173,9 @@ def _run(job: Job, plan: StoredPlan, options: TokenizeOptions, output: str, cons
     follower = Follower(plan, totals, options.max_reject_rate, console)
     if todo:
         with ray_session() as ray, stop_on_sigterm(), unwrapped():  # Ray sets a handler of its own
-            workers, decoders, gpus = _resources(options, ray.cluster_resources())
-            dataset = stages(job, plan, todo, workers=min(workers, len(todo)), decoders=decoders, gpus=gpus)
+            workers = _workers(options, ray.cluster_resources(), len(todo))
+            await_room([workers.needs], workers.labels, options.patience)
+            dataset = stages(job, plan, Shared.of(loaded.model), todo, workers)
             follower.follow(dataset.iter_rows())
     missing = set(todo) - follower.done
     assert not missing, f"every shard is done before the manifest, but for {sorted(missing)[:5]}"
@@ -187,38 +190,73 @@ def _run(job: Job, plan: StoredPlan, options: TokenizeOptions, output: str, cons
     )
 
 
-def _resources(options: TokenizeOptions, there: dict[str, float]) -> tuple[int, int, float]:
-    """Workers, decoding tasks for each, and GPUs of each, as asked for or as there is room for."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workers:
+    """The processes that hold the model, and where they run.
+
+    Attributes:
+        count: how many.
+        gpus: of each.
+        memory: bytes of heap that each is given room for; 0 for no such promise.
+        labels: of the nodes they run on.
+        decoders: tasks that decode for each of them.
+        decode_labels: of the nodes that those run on.
+    """
+
+    count: int
+    gpus: float = 0.0
+    memory: int = 0
+    labels: dict[str, str] = field(default_factory=dict)
+    decoders: int = 0
+    decode_labels: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def needs(self) -> dict[str, float]:
+        """Of one of them, as Ray counts."""
+        found = {"CPU": CPUS_BESIDE_GPU if self.gpus else 1.0, "GPU": self.gpus, "memory": self.memory}
+        return {name: amount for name, amount in found.items() if amount}
+
+
+def _workers(options: TokenizeOptions, there: dict[str, float], shards: int) -> Workers:
+    """As asked for, or as there is room for."""
     gpus = options.gpus_per_worker
     if gpus is None:
         gpus = float(there.get("GPU", 0) > 0)
     cpus = int(there.get("CPU", 1)) if os.environ.get("RAY_ADDRESS") else local_cpus()
-    workers = options.workers or max(1, int(there.get("GPU", 0) / gpus) if gpus else cpus)
+    count = options.workers or max(1, int(there.get("GPU", 0) / gpus) if gpus else cpus)
     decoders = options.decode_workers
     if decoders is None:
-        decoders = max(0, int((cpus - CPUS_BESIDE_GPU * workers) // workers)) if gpus else 0
-    return workers, decoders, gpus
+        decoders = max(0, int((cpus - CPUS_BESIDE_GPU * count) // count)) if gpus else 0
+    return Workers(
+        count=min(count, shards),
+        gpus=gpus,
+        memory=int(options.worker_memory * 2**30),
+        labels=labels("--worker-labels", options.worker_labels),
+        decoders=decoders,
+        decode_labels=labels("--decode-labels", options.decode_labels),
+    )
 
 
-def stages(
-    job: Job, plan: StoredPlan, shards: Sequence[int], *, workers: int, decoders: int = 0, gpus: float = 0.0
-) -> Any:
+def stages(job: Job, plan: StoredPlan, model: Shared, shards: Sequence[int], workers: Workers) -> Any:
     """The Ray dataset that tokenizes shards; its rows are `Counts`."""
     import ray
 
     # some shards to a task where there are many: each task costs the driver some milliseconds and some memory
-    together = max(1, min(SHARDS_PER_TASK, len(shards) // (workers * TASKS_PER_WORKER)))
+    together = max(1, min(SHARDS_PER_TASK, len(shards) // (workers.count * TASKS_PER_WORKER)))
     blocks = [
         pa.table({"number": pa.array(shards[i : i + together], pa.int64())}) for i in range(0, len(shards), together)
     ]
+    selector: dict[str, Any] = {"label_selector": workers.labels} if workers.labels else {}
     return ray.data.from_arrow(blocks).map_batches(
         Tokenizer,
-        fn_constructor_args=(job, plan, decoders),
+        fn_constructor_args=(job, plan, model, workers.decoders, workers.decode_labels),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
-        num_cpus=CPUS_BESIDE_GPU if gpus else 1,
-        num_gpus=gpus or None,
+        compute=ray.data.ActorPoolStrategy(size=workers.count, max_tasks_in_flight_per_actor=2),
+        num_cpus=workers.needs["CPU"],
+        num_gpus=workers.gpus or None,
+        memory=workers.memory or None,
+        **selector,
     )
 
 

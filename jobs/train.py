@@ -19,13 +19,15 @@ from alit.perceptual import Perceptual
 from alit.recipe import AdversarialRecipe, DistillRecipe, Recipe, Stage, recipe_from
 from alit.selection import parse
 from alit.tokenizer import Alit
-from alit.weights import Weights, load_weights
+from alit.weights import Weights
 from jobs.feed import held_out, make_feed
+from jobs.options import labels
 from jobs.progress import TrainingProgress
 from jobs.run import Settings
 from jobs.runner import local_cpus
 from jobs.storage import place
-from jobs.workers import Start, train_here, train_on_ray
+from jobs.weights import load
+from jobs.workers import Placement, Start, train_here, train_on_ray
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +46,9 @@ class Options:
         half: store the weights in float16.
         workers: how many train together: a number, or a range such as 1:4 to take as many as there is room for.
         threads: CPU threads, and logical CPUs, per worker; all of a machine's CPUs shared out when not given.
+        gpus: whether each takes a GPU; as the cluster has any now when not given, which one that scales up may not.
+        labels: where workers run, by the nodes' labels, such as --labels tier=gpu.
+        patience: seconds to wait for a cluster to have room for the fewest workers.
         vgg: VGG16 in torchvision's layout, for the perceptual loss.
         lpips: the heads of LPIPS for VGG, for the same.
         ray: train on Ray; with --no-ray in this process alone.
@@ -61,6 +66,9 @@ class Options:
     half: bool = False
     workers: str = "1"
     threads: int | None = None
+    gpus: bool | None = None
+    labels: tuple[str, ...] = ()
+    patience: float = 600
     vgg: Path | None = None
     lpips: Path | None = None
     ray: bool = True
@@ -82,9 +90,11 @@ def defaults(stage: Stage, preset: str | None, config: Path | None) -> tuple[Opt
     known = {field.name: field for field in dataclasses.fields(Options)}
     given: dict[str, Any] = {name: changes.pop(name) for name in list(changes) if name in known}
     for name, value in given.items():
-        wanted = bool if isinstance(known[name].default, bool) else int if name in _COUNTS else str
+        wanted = _KINDS.get(name, bool if isinstance(known[name].default, bool) else str)
         if type(value) is not wanted:
             raise ConfigError(f"--config: {name} must be {wanted.__name__}, got {value!r}")
+        if wanted is list:
+            given[name] = tuple(map(str, value))
         if name in ("vgg", "lpips"):
             given[name] = Path(str(value))
     if preset is not None:
@@ -94,6 +104,7 @@ def defaults(stage: Stage, preset: str | None, config: Path | None) -> tuple[Opt
 
 
 _COUNTS = ("validation_images", "threads")
+_KINDS = dict.fromkeys(_COUNTS, int) | {"gpus": bool, "labels": list, "patience": float}
 
 
 def train_stage(
@@ -113,7 +124,13 @@ def train_stage(
         return
     with TrainingProgress(console) as progress:
         if options.ray:
-            train_on_ray(start, workers=parse_workers(options.workers), tell=progress.tell)
+            where = Placement(
+                workers=parse_workers(options.workers),
+                gpus=options.gpus,
+                labels=labels("--labels", options.labels),
+                patience=options.patience,
+            )
+            train_on_ray(start, where, tell=progress.tell)
         else:
             train_here(start, tell=progress.tell)
 
@@ -199,7 +216,7 @@ def _model(stage: Stage, recipe: Recipe, options: Options) -> tuple[Alit, Weight
     if stage != "base" and init is None:
         before = "a trained base" if stage == "distill" else "distilled weights"
         raise ConfigError(f"{stage} stands on {before}: name the weights folder with --init")
-    source = load_weights(init) if init is not None else None
+    source = load(init) if init is not None else None
     given = source.provenance.get("stage") if source else None
     if stage == "finetune" and given == "base":
         raise ConfigError(f"finetune stands on distilled weights, and {init!r} holds a base: distill it first")

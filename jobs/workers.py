@@ -11,7 +11,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from alit.tokenizer import Alit
 from alit.training import Batch, Trainer, train
 from jobs.feed import Feed, local_batches, shared_batches
 from jobs.run import RunFolder, Settings, Tell
-from jobs.runner import keep_freed_memory, ray_session
+from jobs.runner import await_room, keep_freed_memory, ray_session
 from jobs.storage import Place
 
 MAX_FAILURES = 16
@@ -144,20 +144,38 @@ def _ray_worker(settings: dict[str, Any]) -> None:
         raise
 
 
-def train_on_ray(start: Start, *, workers: tuple[int, int], tell: Tell) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """How many workers train, and where.
+
+    Attributes:
+        workers: the fewest and the most.
+        gpus: whether each takes one; as the cluster has any now when None.
+        labels: of their nodes.
+        patience: seconds to wait for room for the fewest.
+    """
+
+    workers: tuple[int, int] = (1, 1)
+    gpus: bool | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    patience: float = 600.0
+
+
+def train_on_ray(start: Start, where: Placement, *, tell: Tell) -> None:
     """Trains with as many workers as there is room for, from the least to the most.
 
     Raises:
         TrainingError: training failed for good.
     """
-    low, high = workers
+    low, high = where.workers
     with ray_session(cpus=high * start.threads) as ray:
         import ray.train
         from ray.exceptions import RayError
         from ray.train.torch import TorchConfig, TorchTrainer
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        gpus = ray.cluster_resources().get("GPU", 0) > 0
+        gpus = ray.cluster_resources().get("GPU", 0) > 0 if where.gpus is None else where.gpus
+        await_room([{"CPU": start.threads} | ({"GPU": 1} if gpus else {})] * low, where.labels, where.patience)
         # where the driver is: on another node it could be lost with it, and the run is over without the driver anyway
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         post: Any = ray.remote(num_cpus=0)(Mailbox)
@@ -170,7 +188,8 @@ def train_on_ray(start: Start, *, workers: tuple[int, int], tell: Tell) -> None:
             scaling_config=ray.train.ScalingConfig(
                 num_workers=low if low == high else (low, high),
                 use_gpu=gpus,
-                resources_per_worker={"CPU": start.threads},
+                resources_per_worker={"CPU": start.threads} | ({"GPU": 1} if gpus else {}),
+                label_selector=where.labels or None,
             ),
             run_config=ray.train.RunConfig(
                 name=uuid.uuid4().hex,  # where to go on is the run folder's own business, not Ray's

@@ -53,7 +53,7 @@ def tokenized(photographs, weights, folder, criterion):
     loaded = load_weights(weights)
     output, metadata = place(str(folder)), metadata_of(loaded, criterion)
     plan = write_plan(output, open_input(str(photographs), rows_per_file=5), 5, None)
-    job = Job(source=plan.source, output=output, metadata=metadata, weights=str(weights), batch_size=4)
+    job = Job(source=plan.source, output=output, metadata=metadata, batch_size=4)
     totals = Totals()
     for shard in map(plan.shard, range(plan.shards)):
         *_, last = tokenize_shard(job, loaded.model, shard, decoded_batches(job, shard))
@@ -65,7 +65,7 @@ def tokenized(photographs, weights, folder, criterion):
 def test_show_draws_every_photograph_at_every_length(photographs, weights, tmp_path, criterion):
     (photographs / "broken.jpg").write_bytes(b"not a picture")
     tokenized(photographs, weights, tmp_path / "tokens", criterion)
-    shown = show(str(tmp_path / "tokens"), str(photographs), tmp_path / "page.html", weights=str(weights))
+    shown = show(str(tmp_path / "tokens"), str(photographs), tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert shown == 12
     assert all(f"{i:02d}.png" in page for i in range(12))
@@ -82,7 +82,7 @@ def test_show_refuses_other_weights_and_another_input(photographs, weights, tmp_
     elsewhere.mkdir()
     (elsewhere / "stranger.png").write_bytes((photographs / "00.png").read_bytes())
     with pytest.raises(AlitError, match="no image of"):
-        show(str(tmp_path / "tokens"), str(elsewhere), tmp_path / "page.html", weights=str(weights))
+        show(str(tmp_path / "tokens"), str(elsewhere), tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
 

@@ -49,7 +49,7 @@ def test_a_corpus_on_s3_becomes_a_dataset_on_s3_and_is_read_back(bucket, tmp_pat
     (source / "broken.jpg").write(b"text")
     output, metadata = place(f"s3://photos/out?{query}"), metadata_of(weights, "l1:0.3")
     plan = write_plan(output, open_input(f"s3://photos/in?{query}", rows_per_file=4), 4, None)
-    job = Job(source=plan.source, output=output, metadata=metadata, weights=str(tmp_path / "weights"))
+    job = Job(source=plan.source, output=output, metadata=metadata)
     totals = Totals()
     for shard in map(plan.shard, range(plan.shards)):
         *_, last = tokenize_shard(job, weights.model, shard, decoded_batches(job, shard))

@@ -47,7 +47,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         found = open_input(source, rows_per_file=4, keep=options.keep, id_column=options.id_column)
         plan = write_plan(output, found, 4, None)
         (output / JOB).write(json.dumps(job_record(metadata, source, options, 64, plan)).encode())
-        job = Job(source=plan.source, output=output, metadata=metadata, weights=str(folder / "weights"))
+        job = Job(source=plan.source, output=output, metadata=metadata)
         totals = Totals()
         for shard in map(plan.shard, range(plan.shards)):
             *_, last = tokenize_shard(job, weights.model, shard, decoded_batches(job, shard))

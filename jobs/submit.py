@@ -1,0 +1,135 @@
+"""`alit submit`: the same command on a Ray cluster, with this version of the code, its log and its exit code here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import alit
+from alit.errors import AlitError
+from jobs.options import SubmitOptions, labels
+
+ADDRESS = "RAY_API_SERVER_ADDRESS"
+PACKAGES = ("alit", "jobs", "serve")
+STOPPED = 130
+
+
+def submit(command: Sequence[str], options: SubmitOptions) -> int:
+    """Runs `alit COMMAND` on a cluster; the exit code of the job, 0 where it is not followed.
+
+    Raises:
+        AlitError: the cluster cannot be reached or refuses, or a variable is not set.
+    """
+    unset = [name for name in options.env if name not in os.environ]
+    if unset:
+        raise AlitError(f"--env {unset[0]}: this variable is not set here")
+    environment: dict[str, Any] = {"env_vars": {name: os.environ[name] for name in options.env}}
+    if options.upload:
+        root = Path(alit.__file__).parents[1]
+        environment |= {"py_modules": [str(root / name) for name in PACKAGES], "excludes": ["__pycache__/"]}
+    selector = labels("--labels", options.labels)
+    client = connect(options.address)
+    with telling():
+        name = client.submit_job(
+            entrypoint=shlex.join(["python", "-m", "jobs.cli", *command]),
+            submission_id=options.name,
+            runtime_env=environment,
+            metadata={"alit": alit.__version__},
+            entrypoint_num_cpus=options.cpus or None,
+            entrypoint_label_selector=selector or None,
+        )
+    if not options.follow:
+        print(name)
+        return 0
+    print(f"alit: job {name}; it goes on if this command is interrupted", file=sys.stderr)
+    return follow(client, name)
+
+
+def resume(name: str, address: str | None) -> int:
+    """Shows the log of a job that was submitted before, and returns its exit code."""
+    return follow(connect(address), name)
+
+
+def stop(name: str, address: str | None) -> None:
+    """Stops a job, as SIGTERM would: what it has written stays, and the same command goes on."""
+    client = connect(address)
+    with telling():
+        stopped = client.stop_job(name)
+    print(f"alit: {name} is being stopped" if stopped else f"alit: {name} had ended already", file=sys.stderr)
+
+
+def follow(client: Any, name: str) -> int:
+    """Prints a job's log as it comes; its exit code once it has ended."""
+
+    async def tail() -> None:
+        async for lines in client.tail_job_logs(name):
+            print(lines, end="", flush=True)
+
+    try:
+        with telling():
+            client.get_job_status(name)  # a name that is not known
+            asyncio.run(tail())
+            ended = client.get_job_info(name)
+    except KeyboardInterrupt:
+        said = f"alit submit --follow-job {name} shows it again, alit submit --stop-job {name} stops it"
+        print(f"\nalit: job {name} goes on; {said}", file=sys.stderr)
+        return STOPPED
+    match str(ended.status):
+        case "SUCCEEDED":
+            return 0
+        case "STOPPED":
+            print(f"alit: job {name} was stopped", file=sys.stderr)
+            return STOPPED
+        case _:
+            code: int = ended.driver_exit_code or 0
+            if code <= 0:  # it never ran, or a signal ended it; else its log says why
+                print(f"alit: job {name} failed: {ended.message}", file=sys.stderr)
+            return code if code > 0 else 1
+
+
+def connect(address: str | None) -> Any:
+    """The cluster's job server.
+
+    Raises:
+        AlitError: nobody answers, or it is no such server, or the token is wrong.
+    """
+    from ray.job_submission import JobSubmissionClient
+
+    for name in ("ray", "ray.dashboard"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    url = address or os.environ.get(ADDRESS) or "http://127.0.0.1:8265"
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise AlitError(f"--address must be the URL of the cluster's dashboard, such as http://head:8265, got {url!r}")
+    try:  # the client itself would wait for minutes for a machine that is not there
+        with socket.create_connection((parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)), 10):
+            pass
+    except OSError as error:
+        raise AlitError(
+            f"nobody answers at {url} ({error}); name the cluster's dashboard with --address or {ADDRESS}"
+        ) from error
+    with telling():
+        return JobSubmissionClient(url)
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """Turns what Ray's client raises into sentences."""
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield
+    except AuthenticationError as error:
+        said = "set RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH"
+        raise AlitError(f"the cluster asks for its token: {said}") from error
+    except (RuntimeError, ConnectionError, ValueError) as error:
+        raise AlitError(f"the cluster refuses: {str(error).strip().splitlines()[-1][:500]}") from error
