@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from ray.exceptions import RayActorError
@@ -19,11 +19,13 @@ from alit.errors import CriterionError
 from alit.images import DecodedImage, ImageError, Limits, decode_image
 from alit.selection import parse
 from serve.config import Settings
+from serve.doors import seconds_left
 from serve.encoder import Done, Work
 from serve.problems import ProblemError
 from serve.schemas import DecodeRequest, EncodeAnswer, EncodeRequest, Problem, Result
 
-LATE = "the deadline passed before this image's turn"
+LATE = "the time was over before this image's turn"
+T = TypeVar("T")
 
 
 class Api:
@@ -34,12 +36,28 @@ class Api:
         self.limits = Limits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_pixels)
         self.threads = ThreadPoolExecutor(4)
         self.models: dict[str, dict[str, Any]] = {}
+        self.decoding = 0  # image files
+        self.known_ready = -1.0
         self.rejects = metrics.Counter("alit_rejects_total", "Image files that were refused.", ("reason",))
 
     async def load(self, *, again: bool = False) -> None:
         """Asks for the models, once they are there."""
         if again or not self.models:
-            self.models = {model["name"]: model for model in await self.encoder.describe.remote()}
+            self.models = {model["name"]: model for model in await self.ask(self.encoder.describe.remote())}
+
+    async def ready(self) -> None:
+        """Whether a replica has its models loaded, looked up once a second at most.
+
+        Raises:
+            ProblemError: none has.
+        """
+        if time.monotonic() < self.known_ready + 1:
+            return
+        try:
+            await asyncio.wait_for(self.load(again=True), 5)
+        except TimeoutError as error:
+            raise self.busy("the models are not loaded yet") from error
+        self.known_ready = time.monotonic()
 
     def model(self, name: str | None) -> dict[str, Any]:
         if name is None:
@@ -67,12 +85,11 @@ class Api:
                 raise ProblemError(422, f"max_tokens must be at least {model['lengths'][0]}, got {most}")
             most = max(length for length in model["lengths"] if length <= most)
         extras = frozenset(request.returns)
-        longest = most or model["lengths"][-1]
+        longest = min(most or model["lengths"][-1], criterion.length or model["lengths"][-1])
         cost = sum(length for length in model["lengths"] if length <= longest)
         if extras & {"every_length", "attention"}:
             cost += sum(model["lengths"])
-        deadline = time.time() + self.settings.deadline_seconds
-        return Work(model["name"], np.empty(0, np.uint8), criterion.spec, cost, deadline, most, extras)
+        return Work(model["name"], np.empty(0, np.uint8), criterion.spec, cost, 0, most, extras)
 
     async def encode(self, request: EncodeRequest, files: Sequence[bytes | ProblemError]) -> EncodeAnswer:
         """One result per image, in order."""
@@ -80,22 +97,24 @@ class Api:
         self.check_number(len(files))
         model = self.model(request.model)
         work = self.work(request, model)
-        names = [image.id for image in request.images] or [None] * len(files)
-        images = await asyncio.gather(*(self.decoded(file, model["image_size"]) for file in files))
+        if self.decoding + len(files) > max(self.settings.queue, len(files)):
+            raise self.busy("more image files wait already than can be decoded soon; come back later")
+        self.decoding += len(files)
+        try:
+            images = await asyncio.gather(*(self.decoded(file, model["image_size"]) for file in files))
+        finally:
+            self.decoding -= len(files)
+        work = replace(work, seconds=seconds_left())
         works = [replace(work, pixels=image.pixels) for image in images if isinstance(image, DecodedImage)]
-        fingerprint, done = model["fingerprint"], iter(())
-        if works:
-            answered = await self.ask(self.replicas(model["name"]).encode.remote(works), work.deadline)
-            if answered is None:
-                raise self.busy("more images wait already than can be encoded soon; come back later")
-            fingerprint, done = answered.fingerprint, iter(answered.images)
-        results = []
-        for i, image in enumerate(images):
+        done = iter(await self.ask(self.replicas(model["name"]).encode.remote(works)) if works else ())
+        results, fingerprint = [], model["fingerprint"]
+        for i, (image, asked) in enumerate(zip(images, request.images, strict=True)):
             if isinstance(image, DecodedImage):
-                result = self.result(i, next(done), image, work.extras)
+                found = next(done)
+                result, fingerprint = self.result(i, found, image, work.extras), found.fingerprint or fingerprint
             else:
                 result = Result(index=i, error=Problem(**image.document()))
-            result.id = names[i]
+            result.id = asked.id
             results.append(result)
         if all(result.error is not None and result.error.status == 503 for result in results):
             raise self.busy(LATE)  # nothing was done: the whole request may come again
@@ -103,8 +122,11 @@ class Api:
 
     async def decode(self, model: str, tokens: list[np.ndarray]) -> np.ndarray:
         """Pixels of images, uint8 [B, S, S, 3], from checked ids."""
-        deadline = time.time() + self.settings.deadline_seconds
-        return await self.ask(self.replicas(model).decode.remote(model, tokens), deadline)
+        return await self.ask(self.replicas(model).decode.remote(model, tokens))
+
+    async def off_loop(self, work: Callable[..., T], *arguments: Any) -> T:
+        """What takes long, in a thread, so that others are answered meanwhile."""
+        return await asyncio.get_running_loop().run_in_executor(self.threads, work, *arguments)
 
     def check_number(self, images: int) -> None:
         if images > self.settings.max_images:
@@ -147,27 +169,30 @@ class Api:
             **done.more,
         )
 
-    async def ask(self, answer: Any, deadline: float) -> Any:
-        """An answer of the models, while somebody waits for it.
+    async def ask(self, answer: Any) -> Any:
+        """An answer of the replicas with the models.
 
         Raises:
-            ProblemError: there is none in time, or they have enough to do.
+            ProblemError: they have enough to do, or were lost.
         """
         try:
-            return await asyncio.wait_for(answer, max(0.01, deadline - time.time()))
-        except BackPressureError as error:
-            raise self.busy("there is more to do than can be done; come back later") from error
-        except TimeoutError as error:
-            raise self.busy(f"nothing within {self.settings.deadline_seconds:g} seconds") from error
+            found = await answer
+        except BackPressureError:
+            found = None
+        except asyncio.CancelledError:  # the client has left, or the time is over: whoever works on it may stop
+            answer.cancel()
+            raise
         except (RayActorError, DeploymentUnavailableError) as error:
             raise self.busy("a process of the service was lost while it worked on this; send it again") from error
+        if found is None:
+            raise self.busy("more waits already than can be done soon; come back later")
+        return found
 
     async def decoded(self, file: bytes | ProblemError, size: int) -> DecodedImage | ProblemError:
         if isinstance(file, ProblemError):
             return file
-        loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self.threads, decode_image, file, size, self.limits)
+            return await self.off_loop(decode_image, file, size, self.limits)
         except ImageError as error:
             self.rejects.inc(1, {"reason": error.reason})
             status = 413 if error.reason in ("too_many_bytes", "too_many_pixels") else 422

@@ -2,7 +2,6 @@
 
 # no `from __future__ import annotations`: Serve takes the type of build's argument from its signature
 
-import asyncio
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 import alit
 from serve import openapi, problems
 from serve.api import Api
-from serve.bodies import pictures, read_request, render
+from serve.bodies import checked, pictures, read_request, render
 from serve.config import Settings
 from serve.doors import Doors
 from serve.encoder import Encoder
@@ -56,17 +55,23 @@ def make_app(api: Api) -> FastAPI:
     )
     async def encode(request: Request) -> Response:
         """Tokens of one or many images, each as long as its criterion asks for; one result or error per image."""
-        asked, files = await read_request(request, settings.max_images)
-        return render(await api.encode(asked, files), request.headers.get("accept", ""))
+        answer = await api.encode(*await read_request(request, api))
+        return await api.off_loop(render, answer, request.headers.get("accept", ""))
 
-    @app.post("/v1/decode", response_class=Response, responses=openapi.DECODED | every)
-    async def decode(asked: DecodeRequest) -> Response:
+    @app.post(
+        "/v1/decode",
+        response_class=Response,
+        responses=openapi.DECODED | every,
+        openapi_extra={"requestBody": openapi.DECODE_BODY},
+    )
+    async def decode(request: Request) -> Response:
         """Images from tokens of mixed lengths: a picture, or a zip file of several."""
+        asked = await api.off_loop(checked, DecodeRequest, await request.body())
         await api.load()
         model = api.model(asked.model)
         api.check_tokens(asked, model)
         pixels = await api.decode(model["name"], [np.array(tokens.ids) for tokens in asked.images])
-        return pictures(pixels, asked.format)
+        return await api.off_loop(pictures, pixels, asked.format)
 
     @app.post(
         "/v1/reconstruct",
@@ -77,7 +82,7 @@ def make_app(api: Api) -> FastAPI:
     async def reconstruct(
         request: Request,
         tokens: Annotated[
-            int | None, Query(ge=1, description="The code's length; the criterion's choice if not given.")
+            int | None, Query(ge=1, le=65536, description="The code's length; the criterion's choice if not given.")
         ] = None,
         criterion: Annotated[str | None, Query(max_length=100)] = None,
         model: Annotated[str | None, Query(max_length=64)] = None,
@@ -92,7 +97,8 @@ def make_app(api: Api) -> FastAPI:
         if result.error is not None:
             raise ProblemError(result.error.status, result.error.detail, result.error.type.rpartition(":")[2])
         pixels = await api.decode(answer.model, [np.array(result.ids)])
-        return pictures(pixels, format, {"X-Alit-Tokens": str(result.num_tokens), "X-Alit-Weights": answer.fingerprint})
+        headers = {"X-Alit-Tokens": str(result.num_tokens), "X-Alit-Weights": answer.fingerprint}
+        return await api.off_loop(pictures, pixels, format, headers)
 
     @app.get("/v1/models", response_model=Models, responses=faults(401, 403, 429, 503))
     async def models() -> Any:
@@ -108,10 +114,7 @@ def make_app(api: Api) -> FastAPI:
     @app.get("/readyz", responses=faults(503))
     async def readyz() -> dict[str, Literal["ready"]]:
         """Whether the models are loaded and have encoded an image."""
-        try:
-            await asyncio.wait_for(api.load(again=True), 5)
-        except Exception as error:
-            raise api.busy("the models are not loaded yet") from error
+        await api.ready()
         return {"status": "ready"}
 
     @app.get("/", include_in_schema=False)
@@ -138,12 +141,14 @@ class Ingress:
 def build(settings: Settings) -> serve.Application:
     """The Serve application: `serve deploy` and `serve run` call it with the YAML's `args`, `alit serve` does too."""
     ongoing = 2 * settings.queue  # requests; the replica itself counts their images
+    surge = 0 if settings.gpus_per_replica else 100  # new ones before old ones go, where that takes no second GPU
     deployments: tuple[Any, Any] = Encoder, Ingress  # which Serve's decorators type as functions
     encoder = deployments[0].options(
         ray_actor_options={"num_cpus": settings.threads, "num_gpus": settings.gpus_per_replica},
         max_ongoing_requests=ongoing,
         max_queued_requests=settings.queue,
         graceful_shutdown_timeout_s=settings.deadline_seconds,
+        max_surge_percent=surge,
         **(
             {"num_replicas": settings.min_replicas}
             if settings.min_replicas == settings.max_replicas
@@ -160,6 +165,7 @@ def build(settings: Settings) -> serve.Application:
         num_replicas=settings.api_replicas,
         max_ongoing_requests=2 * ongoing,
         max_queued_requests=2 * ongoing,
+        max_surge_percent=100,
         backpressure_config={"status_code": 503, "retry_after_s": settings.retry_after_seconds},
         graceful_shutdown_timeout_s=settings.deadline_seconds,
     )

@@ -18,13 +18,14 @@ class Settings(BaseModel):
         models: weights folders by name, the packaged one where the folder is null; the first is the default.
         keys_file: API keys, one `name:key` per line; without one, and without ALIT_KEYS, no key is asked for.
         keyless: whether other machines may come in without a key: where a gateway or the network keeps strangers out.
-        requests_per_minute: of each key, on each replica of the API.
+        requests_per_minute: of each key, in each process that speaks HTTP.
         max_body_bytes: of a request.
         max_images: of a request.
         max_image_bytes, max_pixels: of an image.
-        deadline_seconds: after which a request is not worked on any more, and answered with 503.
-        max_batch_tokens: of work in one batch: the longest code that each image may get, added up.
-        batch_wait_seconds: for which a batch that is not full waits for more.
+        deadline_seconds: after which a request is not worked on any more, and answered with 503; 408 where its body
+            has not come.
+        max_batch_tokens: of work in one batch: the tokens of every length that each image may go through, added up.
+        batch_wait_seconds: for which a batch waits for more images when none waited before.
         queue: images that may wait in a replica; requests beyond are told to come back.
         retry_after_seconds: when.
         max_bytes_in_flight: of the bodies that one process that speaks HTTP holds at once; likewise.
@@ -84,6 +85,7 @@ class Place(BaseModel):
 
     Attributes:
         host, port: of the API and its page.
+        logs_dir: for the service's log files, the requests' among them; Ray's own folder when null.
         metrics_port: of Ray's Prometheus endpoint, which listens on every interface; any free one when null.
     """
 
@@ -91,6 +93,7 @@ class Place(BaseModel):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
+    logs_dir: str | None = None
     metrics_port: int | None = Field(None, ge=1, le=65535)
 
 
@@ -122,11 +125,11 @@ def read_settings(path: Path | None, changes: dict[str, Any]) -> tuple[Settings,
     where = {name: found.pop(name) for name in Place.model_fields if name in found}
     try:
         return Settings(**found), Place(**where)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: a name that is no text
         raise ConfigError(f"the service's settings: {describe(error)}") from error
 
 
-def describe(error: ValueError) -> str:
+def describe(error: Exception) -> str:
     """pydantic's errors as one sentence."""
     problems = getattr(error, "errors", lambda **_: [])(include_url=False, include_context=False)
     parts = [f"{'.'.join(map(str, p['loc'])) or 'all'}: {p['msg']}, got {p.get('input')!r}"[:300] for p in problems]

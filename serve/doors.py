@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
-import json
 import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,17 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 KEYS = "ALIT_KEYS"
-OPEN = ("/healthz", "/readyz", "/", "/playground/", "/openapi.json")
-"""What is answered without a key: nothing of it costs work or tells of data."""
-log = logging.getLogger("alit.serve")
+OPEN = ("/healthz", "/readyz", "/", "/openapi.json")
+"""What is answered without a key: little of it costs work, and nothing tells of data."""
+HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
+UNTIL: ContextVar[float] = ContextVar("UNTIL")
+log = logging.getLogger("ray.serve.alit")
+"""Serve's own handlers write its fields, with the request's id, to the replica's log file."""
+
+
+def seconds_left() -> float:
+    """For which the client of this request is told to wait."""
+    return UNTIL.get() - time.monotonic()
 
 
 def read_keys(settings: Settings) -> dict[str, bytes]:
@@ -66,10 +75,11 @@ class Rate:
 
 
 class Doors:
-    """ASGI middleware; around everything else."""
+    """ASGI middleware, around all endpoints."""
 
     def __init__(self, app: Any, settings: Settings) -> None:
         self.app, self.settings, self.keys = app, settings, read_keys(settings)
+        log.setLevel(logging.INFO)
         self.held = 0  # bytes of the bodies of all requests under way
         self.rates = {name: Rate(settings.requests_per_minute) for name in self.keys}
 
@@ -78,7 +88,6 @@ class Doors:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        request = headers.get("x-request-id", "")[:64]  # Serve's proxy sets it, and gives it back
         started, status, name = time.monotonic(), 0, ""
         body = Body(self, receive)
 
@@ -92,21 +101,39 @@ class Doors:
         try:
             name = self._admit(scope, headers)
             body.check(headers.get("content-length", "0"))
+            UNTIL.set(started + self.settings.deadline_seconds)
+            async with asyncio.timeout(self.settings.deadline_seconds):
+                await self.app(scope, body.receive, answer)
         except ProblemError as error:
             await respond(error.status, error.detail, error.slug, error.headers)(scope, receive, answer)
-        else:
-            await self.app(scope, body.receive, answer)
+        except TimeoutError:
+            if status:
+                raise  # in the middle of an answer: all that is left is to break off
+            late, seconds = self.late(), f"{self.settings.deadline_seconds:g} seconds"
+            if body.whole:
+                await respond(503, f"nothing was found within {seconds}", "busy", late)(scope, receive, answer)
+            else:
+                await respond(408, f"the body did not come within {seconds}")(scope, receive, answer)
+        except Exception:
+            status = status or 500  # which the application's outermost layer answers
+            raise
         finally:
             self.held -= body.taken
-        line = {"request": request, "method": scope["method"], "path": scope["path"], "status": status, "key": name}
-        log.info(json.dumps(line | {"seconds": round(time.monotonic() - started, 4)}))
+            line = {"method": scope["method"], "path": scope["path"], "status": status, "key": name}
+            log.info("request", extra=line | {"seconds": round(time.monotonic() - started, 4)})
+
+    def late(self) -> dict[str, str]:
+        """Headers that tell when to come back."""
+        return {"Retry-After": str(self.settings.retry_after_seconds)}
 
     def _admit(self, scope: Scope, headers: dict[str, str]) -> str:
         """The name of the request's key."""
         if scope["path"] in OPEN or scope["path"].startswith("/playground/"):
             return ""
         if not self.keys:
-            if self.settings.keyless or is_loopback((scope.get("server") or [""])[0]):
+            # HAProxy comes from its own machine, whoever has come to it
+            here = os.environ.get(HAPROXY) != "1" and is_loopback((scope.get("server") or [""])[0])
+            if self.settings.keyless or here:
                 return ""
             detail = "this service has no keys, and so answers on its own machine alone; its operator can give it some"
             raise ProblemError(403, detail)
@@ -129,7 +156,7 @@ class Body:
     """A request's body, which ends the request where it is larger than allowed, whatever its header said."""
 
     def __init__(self, doors: Doors, receive: Receive) -> None:
-        self.doors, self._receive, self.taken = doors, receive, 0
+        self.doors, self._receive, self.taken, self.whole = doors, receive, 0, False
 
     def check(self, length: str) -> None:
         """Refuses what its header says is too long."""
@@ -143,9 +170,9 @@ class Body:
         message = await self._receive()
         size = len(message.get("body", b""))
         self.taken += size
+        self.whole = self.whole or not message.get("more_body", False)
         self.doors.held += size
         self.check(str(self.taken))
         if self.doors.held > self.doors.settings.max_bytes_in_flight:
-            later = {"Retry-After": str(self.doors.settings.retry_after_seconds)}
-            raise ProblemError(503, "too much is being sent at once; come back later", "busy", later)
+            raise ProblemError(503, "too much is being sent at once; come back later", "busy", self.doors.late())
         return message

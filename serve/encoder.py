@@ -1,7 +1,7 @@
 """The replicas that hold the models: batches by the work in them, images of all criteria in one rollout.
 
-A request's images come in one call. A batch is what `ray.serve.batch` gathers, of all requests for one model. It runs
-in a thread, and every image is answered in the iteration in which it is done, while the others go on.
+A request's images come in one call. A batch is gathered of all requests for one model. It runs in a thread, and every
+image is answered in the iteration in which it is done, while the others go on.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +26,7 @@ from alit.pooling import Answer
 from alit.selection import parse
 from alit.tokenizer import Alit
 from alit.weights import Weights, load_weights, read_config
+from serve.batching import Batcher, Late, Waiting
 from serve.config import Settings
 
 
@@ -38,7 +39,7 @@ class Work:
         pixels: uint8 [S, S, 3].
         criterion: already checked.
         cost: tokens that encoding it may take.
-        deadline: `time.time()` after which nobody waits for it.
+        seconds: for which somebody waits for it.
         most: the longest code that it may get.
         extras: of `serve.schemas.Extra`.
     """
@@ -47,14 +48,14 @@ class Work:
     pixels: np.ndarray
     criterion: str
     cost: int
-    deadline: float
+    seconds: float
     most: int | None = None
     extras: frozenset[str] = frozenset()
 
 
 @dataclass(eq=False, slots=True)
 class Done:
-    """Its tokens; `late` where the deadline passed before its turn."""
+    """Its tokens, and the fingerprint of the weights that gave them; `late` where the time was over before its turn."""
 
     num_tokens: int = 0
     score: float | None = None
@@ -63,24 +64,7 @@ class Done:
     trace: list[float] = field(default_factory=list)
     more: dict[str, Any] = field(default_factory=dict)
     late: bool = False
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Answered:
-    """What became of a request's images, in order, and the weights that did it."""
-
-    fingerprint: str
-    images: list[Done]
-
-
-@dataclass(eq=False, slots=True)
-class Waiting:
-    """An image on its way through a batch."""
-
-    work: Work
-    arrived: float
-    gone: bool = False
-    """Whether nobody waits for it any more."""
+    fingerprint: str = ""
 
 
 def describe(name: str, config: AlitConfig, fingerprint: str) -> dict[str, Any]:
@@ -175,7 +159,7 @@ class Encoder:
         self.settings = settings
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.models = [describe(name, *read_config(folder)) for name, folder in settings.models.items()]
-        self.thread = ThreadPoolExecutor(1)  # all that computes: one batch at a time
+        self.thread = ThreadPoolExecutor(1)  # all that computes
         self.waiting = 0
 
         async def load(name: str) -> Weights:
@@ -183,12 +167,15 @@ class Encoder:
 
         self.load: Any = serve.multiplexed(load, max_num_models_per_replica=settings.models_per_replica)
         self._make_metrics()
-        gather: Any = self._gather
-        gather.set_max_batch_size(settings.max_batch_tokens)
-        gather.set_batch_wait_timeout_s(settings.batch_wait_seconds)
-        for name in list(settings.models)[: settings.models_per_replica][
-            ::-1
-        ]:  # the default one last: it stays longest
+        self.batcher = Batcher(
+            self._begin,
+            self.thread,
+            most=settings.max_batch_tokens,
+            wait=settings.batch_wait_seconds,
+            watch=self._watch,
+        )
+        first = list(settings.models)[: settings.models_per_replica]
+        for name in reversed(first):  # the default one last: it stays longest
             await self.load(name)
 
     def _load(self, name: str) -> Weights:
@@ -196,8 +183,7 @@ class Encoder:
         weights = load_weights(self.settings.models[name])
         size = weights.model.to(self.device).config.image_size
         work = Work(name, np.zeros((size, size, 3), np.uint8), weights.model.config.criterion, 1, 0)
-        with self._precision():
-            list(Batch(weights.model, [work]).run())
+        list(self._rounds(weights, [work]))
         return weights
 
     def _precision(self) -> torch.autocast:
@@ -206,7 +192,7 @@ class Encoder:
     def _make_metrics(self) -> None:
         self.images = metrics.Counter("alit_images_total", "Images encoded.", ("model",))
         self.tokens = metrics.Counter("alit_tokens_total", "Tokens given.", ("model",))
-        self.late = metrics.Counter("alit_late_total", "Images whose deadline passed before their turn.", ("model",))
+        self.late = metrics.Counter("alit_late_total", "Images whose time was over before their turn.")
         buckets = [0.1, 0.25, 0.5, 0.75, 0.9, 1.0]
         self.fill = metrics.Histogram("alit_batch_fill", "A batch's work over the largest allowed.", buckets)
         self.queued = metrics.Histogram("alit_queue_seconds", "An image's wait for its batch.", [0.01, 0.1, 1, 10], ())
@@ -220,69 +206,64 @@ class Encoder:
         """Every model, the default one first."""
         return self.models
 
-    async def encode(self, works: list[Work]) -> Answered | None:
-        """The images of one request, all of one model; None where too many wait already."""
+    async def encode(self, works: list[Work]) -> list[Done] | None:
+        """The images of one request, in order; None where too many wait already."""
         if self.waiting and self.waiting + len(works) > self.settings.queue:
             return None
-        weights: Weights = await self.load(works[0].model)
-        mine = [Waiting(work, time.time()) for work in works]
-        self.waiting += len(mine)
+        self.waiting += len(works)
         try:
-            return Answered(weights.fingerprint, list(await asyncio.gather(*map(self._one, mine))))
-        finally:  # reached too when the client leaves: Serve cancels this coroutine then
-            self.waiting -= len(mine)
-            for image in mine:
-                image.gone = True
+            return list(await asyncio.gather(*map(self._one, works)))  # where the client leaves, Serve cancels this
+        finally:
+            self.waiting -= len(works)
 
-    async def _one(self, image: Waiting) -> Done:
-        """One image's answer, as soon as it is done."""
-        gather: Any = self._gather
-        async for done in gather(image):
-            if done is not None:
-                return done
-        raise AssertionError("every image of a batch is answered")
+    async def _one(self, work: Work) -> Done:
+        until = time.monotonic() + work.seconds
+        try:
+            return await self.batcher.add(work, group=work.model, cost=work.cost, until=until)
+        except Late:
+            return Done(late=True)
 
-    @serve.batch(  # pyright: ignore[reportCallIssue, reportArgumentType]
-        max_batch_size=1 << 30,
-        batch_wait_timeout_s=0.01,
-        batch_size_fn=lambda images: 1 if len(images) == 1 else sum(i.work.cost for i in images if not i.gone),
-    )
-    async def _gather(self, images: list[Waiting]) -> AsyncIterator[list[Any]]:
-        """A batch; after every iteration its answers. Serve gives only images of one model."""
-        now, loop = time.time(), asyncio.get_running_loop()
-        late = {i for i, image in enumerate(images) if not image.gone and image.work.deadline < now}
-        yield [Done(late=True) if i in late else None for i in range(len(images))]
-        here = [i for i, image in enumerate(images) if i not in late and not image.gone]
-        if not here:
-            return
-        name = images[here[0]].work.model
-        self.late.inc(len(late), {"model": name}) if late else None
-        for i in here:
-            self.queued.observe(now - images[i].arrived)
-        self.fill.observe(sum(images[i].work.cost for i in here) / self.settings.max_batch_tokens)
-        weights: Weights = await self.load(name)
-        rounds = Batch(weights.model, [images[i].work for i in here]).run()
-        while (found := await loop.run_in_executor(self.thread, self._next, rounds)) is not None:
-            answers: list[Any] = [None] * len(images)
-            for i, done in found.items():
-                answers[here[i]] = done
-            yield answers
-            self.images.inc(len(found), {"model": name})
-            self.tokens.inc(sum(done.num_tokens for done in found.values()), {"model": name})
-            for done in found.values():
-                self.lengths.observe(done.num_tokens, {"model": name})
-        self.seconds.observe(time.time() - now)
+    def _watch(self, batch: Sequence[Waiting], late: int) -> None:
+        now = time.monotonic()
+        if late:
+            self.late.inc(late)
+        for waiting in batch:
+            self.queued.observe(now - waiting.arrived)
+        if batch:
+            self.fill.observe(sum(waiting.cost for waiting in batch) / self.settings.max_batch_tokens)
 
-    def _next(self, rounds: Iterator[dict[int, Done]]) -> dict[int, Done] | None:
-        with self._precision():
-            return next(rounds, None)
+    async def _begin(self, name: str, works: list[Work]) -> Iterator[dict[int, Done]]:
+        return self._rounds(await self.load(name), works)
 
-    async def decode(self, model: str, tokens: list[np.ndarray]) -> np.ndarray:
-        """Pixels of images, uint8 [B, S, S, 3]."""
-        weights: Weights = await self.load(model)
-
-        def run() -> np.ndarray:
+    def _rounds(self, weights: Weights, works: list[Work]) -> Iterator[dict[int, Done]]:
+        """A batch's answers, after every iteration."""
+        started, tags = time.monotonic(), {"model": works[0].model}
+        rounds = Batch(weights.model, works).run()
+        while True:
             with self._precision():
-                return to_uint8(weights.model.decode(tokens))
+                found = next(rounds, None)
+            if found is None:
+                break
+            for done in found.values():
+                done.fingerprint = weights.fingerprint
+                self.lengths.observe(done.num_tokens, tags)
+            self.images.inc(len(found), tags)
+            self.tokens.inc(sum(done.num_tokens for done in found.values()), tags)
+            yield found
+        self.seconds.observe(time.monotonic() - started)
 
-        return await asyncio.get_running_loop().run_in_executor(self.thread, run)
+    async def decode(self, model: str, tokens: list[np.ndarray]) -> np.ndarray | None:
+        """Pixels of images, uint8 [B, S, S, 3]; None where too many wait already."""
+        if self.waiting and self.waiting + len(tokens) > self.settings.queue:
+            return None
+        self.waiting += len(tokens)
+        try:
+            weights: Weights = await self.load(model)
+
+            def run() -> np.ndarray:
+                with self._precision():
+                    return to_uint8(weights.model.decode(tokens))
+
+            return await asyncio.get_running_loop().run_in_executor(self.thread, run)
+        finally:
+            self.waiting -= len(tokens)

@@ -9,17 +9,22 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from serve import problems
-from serve.schemas import EncodeRequest, Problem
+from serve.schemas import DecodeRequest, EncodeRequest, Problem
 
 ARROW, MSGPACK = "application/vnd.apache.arrow.stream", "application/msgpack"
 PICTURES = ("image/png", "image/webp", "image/jpeg")
 FILES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff", "application/octet-stream")
 BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
-PROBLEM = {
-    "type": "urn:alit:problem:not_as_asked_for",
-    "title": "not as asked for",
-    "status": 422,
-    "detail": "this model gives 16, 32, 48, 64 tokens, by fixed, l1, mse, psnr, ssim, code, latent; got 'fixed:17'",
+DETAILS = {
+    400: "there was an error parsing the body",
+    401: "send a key as 'Authorization: Bearer KEY'",
+    403: "this service has no keys, and so answers on its own machine alone; its operator can give it some",
+    408: "the body did not come within 30 seconds",
+    413: "the body may have 67,108,864 bytes; send fewer or smaller images",
+    415: "send application/json, multipart/form-data, or an image/* file as the body, got 'text/plain'",
+    422: "this model gives 16, 32, 48, 64 tokens, by fixed, l1, mse, psnr, ssim, code, latent; got 'fixed:17'",
+    429: "this key may make 600 requests a minute",
+    503: "more waits already than can be done soon; come back later",
 }
 ANSWER = {
     "model": "nano",
@@ -38,18 +43,22 @@ ANSWER = {
         },
         {
             "index": 1,
-            "error": PROBLEM | {"type": "urn:alit:problem:not_an_image", "detail": "no image file: 12 bytes of text"},
+            "error": problems.problem(422, "the file starts with b'junk'; expected a JPEG, PNG, …", "not_an_image"),
         },
     ],
 }
 
 FAULTS: dict[int | str, dict[str, Any]] = {
     status: {
-        "model": Problem,
         "description": problems.TITLES[status],
-        "content": {"application/problem+json": {"example": PROBLEM | {"status": status}}},
+        "content": {
+            "application/problem+json": {
+                "schema": {"$ref": "#/components/schemas/Problem"},
+                "example": problems.problem(status, detail),
+            }
+        },
     }
-    for status in (400, 401, 403, 408, 413, 415, 422, 429, 503)
+    for status, detail in DETAILS.items()
 }
 for busy in (429, 503):
     FAULTS[busy]["headers"] = {
@@ -110,6 +119,15 @@ ENCODE_BODY: dict[str, Any] = {
         **dict.fromkeys(FILES, BINARY),
     },
 }
+DECODE_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {"$ref": "#/components/schemas/DecodeRequest"},
+            "example": {"format": "png", "images": [{"ids": ANSWER["results"][0]["ids"]}]},
+        }
+    },
+}
 FILE_BODY: dict[str, Any] = {"required": True, "content": dict.fromkeys(FILES, BINARY)}
 
 
@@ -133,7 +151,8 @@ def install(app: FastAPI) -> None:
         if app.openapi_schema is None:
             found = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
             reference = "#/components/schemas/{model}"
-            _, bodies = models_json_schema([(EncodeRequest, "validation")], ref_template=reference)
+            kinds = [(EncodeRequest, "validation"), (DecodeRequest, "validation"), (Problem, "serialization")]
+            _, bodies = models_json_schema(kinds, ref_template=reference)
             components = found.setdefault("components", {})
             components.setdefault("schemas", {}).update(bodies["$defs"])
             components["securitySchemes"] = {

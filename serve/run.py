@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from alit.errors import AlitError, ConfigError
 from alit.weights import load_weights
 from serve.config import Place, Settings, is_loopback, read_settings
@@ -57,15 +59,14 @@ def run(config: Path | None, changes: dict[str, Any]) -> None:
     import ray
     from ray import serve
 
-    from serve.app import build
-
+    logs = {"encoding": "JSON", "enable_access_log": False, "log_level": "WARNING", "logs_dir": where.logs_dir}
     asked = Asked()
-    # one more of each while others take over
-    cpus = settings.threads * (settings.max_replicas + 1) + settings.api_replicas + 1
+    room = needed(settings)
     with silence():
         ray.init(
             "local",
-            num_cpus=cpus,
+            # one more of each while others take over
+            num_cpus=room + settings.threads + settings.api_replicas,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -75,7 +76,7 @@ def run(config: Path | None, changes: dict[str, Any]) -> None:
         signal.signal(number, asked.end)
     signal.signal(signal.SIGHUP, asked.reload)
     try:
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # here; its processes have their own
         serve.start(
             http_options={
                 "host": where.host,
@@ -83,26 +84,56 @@ def run(config: Path | None, changes: dict[str, Any]) -> None:
                 "request_timeout_s": settings.deadline_seconds + 10,
                 "keep_alive_timeout_s": 30,
             },
-            logging_config={"enable_access_log": False, "log_level": "WARNING"},
+            logging_config=logs,
         )
-        serve.run(build(settings), name="alit", route_prefix="/")
-        seconds = time.monotonic() - started
-        say(f"ready after {seconds:.1f} s at http://{where.host}:{where.port}/ (the playground)")
+        if not deploy(settings, logs, asked):
+            raise ConfigError("the service could not be started; its log files say why")
+        if not asked.is_set():
+            seconds = time.monotonic() - started
+            say(f"ready after {seconds:.1f} s at http://{where.host}:{where.port}/ (the playground)")
         while asked.wait() and asked.again:
             asked.again = False
             asked.clear()
             try:
-                settings, place = checked(config, changes, here)
+                new, place = checked(config, changes, here)
+                if needed(new) > room:
+                    raise ConfigError("more processes or threads than there were need a start anew")
             except AlitError as error:
                 say(f"the old settings stay: {error}")
                 continue
-            serve.run(build(settings), name="alit", route_prefix="/")
-            say("the new settings are in force" + (", but for host and port" if place != where else ""))
+            if deploy(new, logs, asked):
+                settings = new
+                say("the new settings are in force" + (", but for host, port and files" if place != where else ""))
+            else:
+                deploy(settings, logs, asked)
+                say("the old settings stay: the service did not start with the new ones; its log files say why")
         say("finishing what is under way")
+        with silence():
+            serve.delete("alit")  # while the proxy lives: what is under way is answered
     finally:
         with silence():
             serve.shutdown()
             ray.shutdown()
+
+
+def needed(settings: Settings) -> int:
+    """Logical CPUs of all its processes."""
+    return settings.threads * settings.max_replicas + settings.api_replicas
+
+
+def deploy(settings: Settings, logs: dict[str, Any], asked: Asked) -> bool:
+    """Starts or replaces the processes; whether they came up before something else was asked for."""
+    from ray import serve
+
+    from serve.app import build
+
+    application = serve.RunTarget(build(settings), name="alit", route_prefix="/", logging_config=logs)
+    serve.run_many([application], wait_for_applications_running=False, wait_for_ingress_deployment_creation=False)
+    while not asked.wait(0.2):
+        status = serve.status().applications["alit"].status
+        if status in ("RUNNING", "DEPLOY_FAILED"):
+            return status == "RUNNING"
+    return True
 
 
 @contextmanager
@@ -136,12 +167,17 @@ def checked(config: Path | None, changes: dict[str, Any], here: Path) -> tuple[S
     settings, where = read_settings(config, changes)
     paths = {name: folder and str(here / folder) for name, folder in settings.models.items()}
     keys_file = settings.keys_file and str(here / settings.keys_file)
+    where = where.model_copy(update={"logs_dir": where.logs_dir and str(here / where.logs_dir)})
     settings = settings.model_copy(update={"models": paths, "keys_file": keys_file})
     if not (read_keys(settings) or settings.keyless or is_loopback(where.host)):
         raise ConfigError(
             f"without keys the service listens on this machine alone; to listen on {where.host}, name keys with "
             f"--keys-file, or in {KEYS}=name:key"
         )
+    if is_loopback(where.host):
+        settings = settings.model_copy(update={"keyless": True})  # nobody else can come to this address
+    if (wanted := settings.gpus_per_replica * settings.max_replicas) > torch.cuda.device_count():
+        raise ConfigError(f"the settings ask for {wanted:g} GPUs, and this machine has {torch.cuda.device_count()}")
     for folder in settings.models.values():
         load_weights(folder)
     return settings, where

@@ -41,14 +41,16 @@ class EncodeRequest(Request):
     max_tokens: int | None = Field(
         default=None, ge=1, description="The longest code to give, whatever the criterion says."
     )
-    returns: list[Extra] = Field(default=["ids"], alias="return", description="What to give beside lengths and scores.")
-    images: list[ImageIn] = Field(min_length=1)
+    returns: list[Extra] = Field(
+        default=["ids"], alias="return", max_length=5, description="What to give beside lengths and scores."
+    )
+    images: list[ImageIn] = Field(min_length=1, max_length=4096, fail_fast=True)
 
 
 class Tokens(Request):
     """One image's tokens."""
 
-    ids: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, max_length=65536)
+    ids: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, max_length=65536, fail_fast=True)
 
 
 class DecodeRequest(Request):
@@ -59,7 +61,7 @@ class DecodeRequest(Request):
         default=None, max_length=64, description="Of the weights that made the tokens: others are refused."
     )
     format: ImageFormat = "png"
-    images: list[Tokens] = Field(min_length=1)
+    images: list[Tokens] = Field(min_length=1, max_length=4096, fail_fast=True)
 
 
 class Problem(BaseModel):

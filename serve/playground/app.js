@@ -47,10 +47,9 @@ class Problem extends Error {
 
 const sentence = (text) => text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 
-async function ask(path, body) {
+async function ask(path, signal, body) {
   const headers = state.key ? { Authorization: `Bearer ${state.key}` } : {};
   if (body) headers["Content-Type"] = "application/json";
-  const { signal } = state.request;
   const send = { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal };
   const response = await fetch(path, send).catch((error) => {
     if (error.name === "AbortError") throw error;
@@ -77,7 +76,7 @@ async function attempt(saying, exchange) {
   tell(saying);
   document.body.classList.add("busy");
   try {
-    await exchange();
+    await exchange(request.signal);
     state.retry = null;
   } catch (error) {
     if (request.signal.aborted) return; // another exchange has taken over
@@ -103,8 +102,8 @@ function complain({ message, status, transient }) {
   }
 }
 
-const loadModels = () => attempt("Asking for the models…", async () => {
-  const { models, default: first } = await ask("v1/models");
+const loadModels = () => attempt("Asking for the models…", async (signal) => {
+  const { models, default: first } = await ask("v1/models", signal);
   state.models = models;
   $("model").replaceChildren(...models.map(({ name }) => new Option(name, name, name === first, name === first)));
   begin();
@@ -123,11 +122,12 @@ function begin() {
 function give(file) {
   state.file = file;
   if (!state.models.length) return loadModels(); // it comes back here
-  attempt(`Encoding ${file.name}…`, async () => {
+  attempt(`Encoding ${file.name}…`, async (signal) => {
     if (!/^(image\/|$)/.test(file.type)) throw new Problem(`“${file.name}” is not a picture (${file.type})`);
     const asked = criterion();
     const images = [{ data: await base64(file) }];
-    const answer = await ask("v1/encode", { model: model().name, images, criterion: asked, return: RETURN });
+    signal.throwIfAborted(); // a newer picture was given while this one was read
+    const answer = await ask("v1/encode", signal, { model: model().name, images, criterion: asked, return: RETURN });
     const { error } = answer.results[0];
     if (error) throw new Problem(`“${file.name}”: ${error.detail || error.title}`, error);
     Object.assign(state, { answer, asked, name: file.name, token: 0 });

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import signal
 import socket
@@ -39,7 +40,7 @@ class Service:
         self.url = f"http://127.0.0.1:{self.port}"
 
     def configure(self, settings: str) -> None:
-        self.config.write_text(f"port: {self.port}\n{settings}")
+        self.config.write_text(f"port: {self.port}\nlogs_dir: logs\n{settings}")
 
     def ready(self, patience: float = 120) -> Service:
         until = time.monotonic() + patience
@@ -52,6 +53,12 @@ class Service:
                 pass
             time.sleep(0.2)
         raise AssertionError(self.log.read_text())
+
+    def requests(self) -> list[dict[str, Any]]:
+        """What its log tells of requests."""
+        files = (self.config.parent / "logs").rglob("replica*Ingress*.log")
+        lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        return [line for line in lines if line.get("message") == "request"]
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)

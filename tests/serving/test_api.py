@@ -257,9 +257,40 @@ def test_mistakes_are_problem_documents(http: httpx.Client, content: dict[str, A
     assert http.post("/v1/encode", json=body(photo(0))).is_success
 
 
+def test_a_body_of_many_mistakes_costs_no_memory_for_each(http: httpx.Client) -> None:
+    wrong = {"images": [{"data": ""}], "return": ["x"] * 300_000}
+    problem(http.post("/v1/encode", json=wrong), 422, "at most 5 items")
+    problem(http.post("/v1/decode", json={"images": [{"ids": [-1] * 300_000}]}), 422, "greater than or equal to 0")
+
+
+def test_lengths_that_are_no_length_are_problem_documents(http: httpx.Client) -> None:
+    for tokens in ("9" * 150, "-1", "17", "x"):
+        answer = http.post(f"/v1/reconstruct?tokens={tokens}", content=photo(0))
+        problem(answer, 422, "tokens")
+
+
+def test_what_a_client_says_of_timeouts_changes_nothing(http: httpx.Client) -> None:
+    headers = {"x-request-timeout-seconds": "0", "x-request-disconnect-disabled": "?1"}
+    assert http.post("/v1/encode", json=body(photo(0)), headers=headers).is_success
+
+
 def test_bodies_without_a_length_are_bounded_too(http: httpx.Client) -> None:
     pieces = (b"x" * 100_000 for _ in range(60))
     problem(http.post("/v1/encode", content=pieces, headers={"content-type": "image/png"}), 413, "4,000,000 bytes")
+    pieces = (b"[" * 100_000 for _ in range(60))
+    problem(http.post("/v1/decode", content=pieces, headers={"content-type": "application/json"}), 413, "4,000,000")
+    many = [("image", ("a.jpg", b"x"))] * 41
+    problem(http.post("/v1/encode", files=many), 413, "may hold 40 images")
+
+
+def test_every_request_is_a_line_of_the_log(service: Service, http: httpx.Client) -> None:
+    http.post("/v1/encode?criterion=nonsense:1", content=photo(0), headers={"content-type": "image/jpeg"})
+    lines = [line for line in service.requests() if line["status"] == 422 and line["path"] == "/v1/encode"]
+    assert lines
+    assert (lines[-1]["method"], lines[-1]["key"]) == ("POST", "tests")
+    assert lines[-1]["seconds"] >= 0
+    assert lines[-1]["request_id"]
+    assert not any(KEY in str(line) for line in service.requests())
 
 
 def test_images_beyond_the_limits_are_refused_one_by_one(http: httpx.Client) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -137,3 +138,19 @@ def change(service: Service, settings: str, words: str) -> None:
     while words not in service.log.read_text()[len(said) :]:
         assert time.monotonic() < until, service.log.read_text()
         time.sleep(0.2)
+
+
+def test_settings_that_do_not_come_up_leave_the_old_ones_in_force(service: Service) -> None:
+    change(service, SETTINGS + "threads: 3\n", "the old settings stay: more processes or threads")
+    answer = httpx.post(f"{service.url}/v1/encode", json=BODY, headers=HEADERS, timeout=60)
+    assert answer.status_code == 200
+
+
+def test_what_is_under_way_is_answered_before_the_end(tmp_path: Path) -> None:
+    service = Service(tmp_path, "max_images: 64\nqueue: 128\n").ready()
+    whole = body(*[photo(i) for i in range(64)], criterion="l1:0")
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(httpx.post, f"{service.url}/v1/encode", json=whole, timeout=60) for _ in range(2)]
+        time.sleep(1.5)
+        assert service.stop() == 0
+        assert [answer.result().status_code for answer in asked] == [200, 200]
