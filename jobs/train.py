@@ -6,7 +6,7 @@ import dataclasses
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -46,7 +46,7 @@ class Options:
         half: store the weights in float16.
         workers: how many train together: a number, or a range such as 1:4 to take as many as there is room for.
         threads: CPU threads, and logical CPUs, per worker; all of a machine's CPUs shared out when not given.
-        gpus: whether each takes a GPU; as the cluster has any now when not given, which one that scales up may not.
+        gpus: whether each takes a GPU; auto goes by whether the cluster has any now, which one that scales up may not.
         labels: where workers run, by the nodes' labels, such as --labels tier=gpu.
         patience: seconds to wait for a cluster to have room for the fewest workers.
         vgg: VGG16 in torchvision's layout, for the perceptual loss.
@@ -66,7 +66,7 @@ class Options:
     half: bool = False
     workers: str = "1"
     threads: int | None = None
-    gpus: bool | None = None
+    gpus: Literal["auto", "on", "off"] = "auto"
     labels: tuple[str, ...] = ()
     patience: float = 600
     vgg: Path | None = None
@@ -93,6 +93,8 @@ def defaults(stage: Stage, preset: str | None, config: Path | None) -> tuple[Opt
         wanted = _KINDS.get(name, bool if isinstance(known[name].default, bool) else str)
         if type(value) is not wanted:
             raise ConfigError(f"--config: {name} must be {wanted.__name__}, got {value!r}")
+        if name == "gpus" and value not in ("auto", "on", "off"):
+            raise ConfigError(f"--config: gpus must be auto, on or off, got {value!r}")
         if wanted is list:
             given[name] = tuple(map(str, value))
         if name in ("vgg", "lpips"):
@@ -104,7 +106,7 @@ def defaults(stage: Stage, preset: str | None, config: Path | None) -> tuple[Opt
 
 
 _COUNTS = ("validation_images", "threads")
-_KINDS = dict.fromkeys(_COUNTS, int) | {"gpus": bool, "labels": list, "patience": float}
+_KINDS = dict.fromkeys(_COUNTS, int) | {"labels": list, "patience": float}
 
 
 def train_stage(
@@ -126,7 +128,7 @@ def train_stage(
         if options.ray:
             where = Placement(
                 workers=parse_workers(options.workers),
-                gpus=options.gpus,
+                gpus=None if options.gpus == "auto" else options.gpus == "on",
                 labels=labels("--labels", options.labels),
                 patience=options.patience,
             )

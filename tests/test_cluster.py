@@ -1,0 +1,171 @@
+"""The files of cluster/: what Kubernetes and KubeRay would take, and whether what they name is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+from ray.serve.schema import ServeDeploySchema
+
+from jobs import cli
+from serve.config import Settings
+
+CLUSTER = Path(__file__).parents[1] / "cluster"
+OVERLAYS = ["cpu", "single-gpu", "multi-gpu", "spot"]
+VERSION = "1.33"
+
+
+@cache
+def built(overlay: str) -> list[dict[str, Any]]:
+    """All objects of an overlay, as `kubectl apply -k` would send them."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("needs kubectl, which builds the overlays")
+    folder = CLUSTER / "kubernetes" / "overlays" / overlay
+    made = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    return list(yaml.safe_load_all(made.stdout))
+
+
+def of_kind(overlay: str, kind: str) -> list[dict[str, Any]]:
+    return [found for found in built(overlay) if found["kind"] == kind]
+
+
+def strict(schema: Any) -> Any:
+    """The schema, but that objects may have no fields that it does not know."""
+    if isinstance(schema, list):
+        return [strict(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: strict(part) for name, part in schema.items()}
+    known = isinstance(schema.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields")
+    if known and "type" in schema and "additionalProperties" not in schema:
+        found["additionalProperties"] = False
+    return found
+
+
+@cache
+def kuberay(kind: str) -> Draft202012Validator:
+    path = CLUSTER.parents[1] / "shared" / "schemas" / "kuberay" / f"ray.io_{kind.lower()}s.yaml"
+    if not path.exists():
+        pytest.skip("needs ../shared (real photographs), and KubeRay's schemas in it")
+    versions = yaml.safe_load(path.read_text())["spec"]["versions"]
+    (schema,) = [version["schema"]["openAPIV3Schema"] for version in versions if version["name"] == "v1"]
+    schema["properties"]["metadata"] = {}  # the API server's own business
+    return Draft202012Validator(strict(schema))
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_object_is_one_that_kubernetes_takes(overlay: str) -> None:
+    own = [found for found in built(overlay) if not found["apiVersion"].startswith("ray.io/")]
+    kinds = {"ServiceAccount", "PriorityClass", "NetworkPolicy", "PodDisruptionBudget", "Service", "StatefulSet"}
+    assert {found["kind"] for found in own} == kinds
+    for found in own:
+        kubernetes_validate.validate(found, VERSION, strict=True)
+
+
+@pytest.mark.parametrize("kind", ["RayCluster", "RayJob", "RayService"])
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_ray_object_is_one_that_kuberay_takes(overlay: str, kind: str) -> None:
+    found = of_kind(overlay, kind)
+    assert found
+    for each in found:
+        problems = [f"{'/'.join(map(str, e.path))}: {e.message[:300]}" for e in kuberay(kind).iter_errors(each)]
+        assert problems == []
+
+
+def test_a_field_that_is_unknown_is_seen() -> None:
+    (found,) = of_kind("cpu", "RayCluster")
+    wrong = yaml.safe_load(yaml.safe_dump(found))
+    wrong["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["imagee"] = "x"
+    assert list(kuberay("RayCluster").iter_errors(wrong))
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_jobs_and_service_have_the_clusters_spec(overlay: str) -> None:
+    (cluster,) = of_kind(overlay, "RayCluster")
+    jobs = of_kind(overlay, "RayJob")
+    assert len(jobs) == 2
+    for job in jobs:
+        assert job["spec"]["rayClusterSpec"] == cluster["spec"]
+    (service,) = of_kind(overlay, "RayService")
+    groups = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert [group["groupName"] for group in groups] == [g["groupName"] for g in cluster["spec"]["workerGroupSpecs"]]
+    assert {group["template"]["spec"]["priorityClassName"] for group in groups} == {"alit-online"}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_entrypoints_are_commands_with_options_that_exist(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cluster,) = of_kind(overlay, "RayCluster")
+    tiers = {group["labels"]["tier"]: group for group in cluster["spec"]["workerGroupSpecs"]}
+    seen: list[Any] = []
+    monkeypatch.setattr("jobs.tokenize.tokenize", lambda *given: seen.append(given))
+    monkeypatch.setattr("jobs.tokenize.describe", lambda *given: None)
+    monkeypatch.setattr("jobs.train.train_stage", lambda *given: seen.append(given))
+    for job in of_kind(overlay, "RayJob"):
+        words = shlex.split(job["spec"]["entrypoint"])
+        assert words[0] == "alit"
+        cli.main(words[1:])
+        given = seen.pop()
+        options = given[2] if words[1] == "tokenize" else given[4]
+        asked = [*getattr(options, "worker_labels", ()), *getattr(options, "labels", ())]
+        asked += getattr(options, "decode_labels", ())
+        assert asked
+        assert {label.removeprefix("tier=") for label in asked} <= set(tiers)
+        wants_gpu = bool(getattr(options, "gpus_per_worker", 0)) or getattr(options, "gpus", "off") == "on"
+        assert wants_gpu == ("gpu" in tiers)
+        if words[1] == "train":  # every number of workers shares the batch
+            low, _, high = options.workers.partition(":")
+            counts = range(int(low), int(high or low) + 1)
+            assert all(given[3].batch_size % count == 0 for count in counts)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_service_configs_are_what_serve_and_we_take(overlay: str) -> None:
+    (service,) = of_kind(overlay, "RayService")
+    found = yaml.safe_load(service["spec"]["serveConfigV2"])
+    (application,) = ServeDeploySchema.model_validate(found).applications
+    settings = Settings(**application.args)
+    assert found["http_options"]["request_timeout_s"] > settings.deadline_seconds
+    assert service["spec"]["rayClusterDeletionDelaySeconds"] > found["http_options"]["request_timeout_s"]
+    gpus = sum(
+        g["maxReplicas"] for g in service["spec"]["rayClusterConfig"]["workerGroupSpecs"] if g["groupName"] == "gpu"
+    )
+    assert settings.gpus_per_replica * settings.max_replicas <= gpus
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_fit_what_they_are_given(overlay: str) -> None:
+    (cluster,) = of_kind(overlay, "RayCluster")
+    spec = cluster["spec"]
+    for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        store = int(group["rayStartParams"]["object-store-memory"])
+        shm = next(v["emptyDir"]["sizeLimit"] for v in pod["volumes"] if v["name"] == "shm")
+        memory = container["resources"]["limits"]["memory"]
+        assert store < int(shm.removesuffix("Gi")) << 30 <= int(memory.removesuffix("Gi")) << 29
+        assert container["resources"]["requests"]["memory"] == memory
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert not container["securityContext"]["allowPrivilegeEscalation"]
+        for volume in container["volumeMounts"]:
+            assert volume["name"] in {each["name"] for each in pod["volumes"]}
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+def test_environment_variables_of_ours_are_read_by_the_code() -> None:
+    code = "".join(
+        path.read_text() for room in ("alit", "jobs", "serve") for path in (CLUSTER.parent / room).rglob("*.py")
+    )
+    text = "".join(path.read_text() for path in CLUSTER.rglob("*") if path.is_file())
+    names = set(re.findall(r"\bALIT_[A-Z_]+\b", text))
+    assert names
+    assert {name for name in names if f'"{name}"' not in code} == set()
