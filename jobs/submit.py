@@ -104,8 +104,8 @@ def connect(address: str | None) -> Any:
     """
     from ray.job_submission import JobSubmissionClient
 
-    for name in ("ray", "ray.dashboard"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("dashboard_sdk", "job.sdk"):  # they tell of every package and connection
+        logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
     url = address or os.environ.get(ADDRESS) or "http://127.0.0.1:8265"
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -132,4 +132,6 @@ def telling() -> Iterator[None]:
         said = "set RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH"
         raise AlitError(f"the cluster asks for its token: {said}") from error
     except (RuntimeError, ConnectionError, ValueError) as error:
-        raise AlitError(f"the cluster refuses: {str(error).strip().splitlines()[-1][:500]}") from error
+        lines = [line for line in str(error).splitlines() if line.strip()]  # of a traceback, the last that is a message
+        said = next((line for line in reversed(lines) if "Error: " in line), lines[-1])
+        raise AlitError(f"the cluster refuses: {said.strip()[:500]}") from error

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from processes import family
 
 BIN = Path(sys.executable).parent
 TOKEN = "a-token-for-tests-" + "0" * 46
@@ -67,16 +68,18 @@ class Node:
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """Ends the node's processes."""
+        below = family(self.process.pid)
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
-            self.process.wait(20)
+            self.process.wait(5)
         except subprocess.TimeoutExpired:
             pass
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        for pid in below:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
         self.process.wait(10)
 
 

@@ -1,0 +1,82 @@
+"""The Dockerfile's steps, as far as they can be run without a container engine: the same commands, another folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "cluster" / "Dockerfile").read_text().replace("\\\n", " ")
+STEPS = [line.split(maxsplit=1) for line in TEXT.splitlines() if line and not line.startswith("#")]
+
+
+def ignored(path: str) -> bool:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    return f"!{path}" not in lines
+
+
+def test_what_is_copied_is_there_and_reaches_the_builder() -> None:
+    copied = [name for kind, rest in STEPS if kind == "COPY" and "--from" not in rest for name in rest.split()[:-1]]
+    assert copied
+    for name in copied:
+        assert (ROOT / name).exists(), name
+        assert not ignored(name), name
+    assert ignored("tests")
+    assert ignored(".venv")
+
+
+def test_the_image_runs_as_nobody_special_and_says_how_it_is() -> None:
+    kinds = [kind for kind, _ in STEPS]
+    last = {kind: rest for kind, rest in STEPS}
+    assert last["USER"] == "1000"
+    assert "--uid 1000" in TEXT
+    assert kinds.count("FROM") == 2
+    assert "HEALTHCHECK" in kinds
+
+
+@pytest.mark.slow
+def test_its_installation_gives_a_working_command(tmp_path: Path) -> None:
+    build, installed = tmp_path / "build", tmp_path / "opt" / "alit"
+    build.mkdir()
+    index = ""
+    for kind, rest in STEPS[: [kind for kind, _ in STEPS].index("FROM", 3)]:
+        if kind == "COPY":
+            *names, where = rest.split()
+            for name in names:
+                source, target = ROOT / name, build / where
+                if source.is_dir():
+                    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+                else:
+                    target.mkdir(exist_ok=True)
+                    shutil.copy(source, target)
+        elif kind == "RUN":
+            command = rest.replace("/opt/alit", str(installed)).replace('--extra-index-url "$TORCH_INDEX"', index)
+            ran = subprocess.run(["bash", "-ec", command], cwd=build, capture_output=True, text=True, check=False)
+            assert ran.returncode == 0, ran.stderr[-2000:]
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    list_ = subprocess.run([installed / "bin/pip", "freeze"], capture_output=True, text=True, check=True).stdout
+    for name, version in re.findall(r"^([\w.-]+)==(\S+)$", list_, re.MULTILINE):
+        assert version.split("+")[0] == pins.get(name, version).split("+")[0], name
+    # the same entrypoint, nothing of this checkout on the path; as the same user, where it may read this interpreter
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {"PATH": f"{installed / 'bin'}:{os.environ['PATH']}", "HOME": str(home)}
+    as_user = {}
+    python = (installed / "bin" / "python").resolve()
+    if os.geteuid() == 0 and all(parent.stat().st_mode & 0o001 for parent in python.parents):
+        as_user["user"] = 1000
+        shutil.chown(home, 1000)
+        for parent in [installed, *installed.parents][: len(installed.parts) - 2]:
+            parent.chmod(parent.stat().st_mode | 0o055)
+    told = subprocess.run(["alit", "--help"], cwd=home, env=environment, capture_output=True, text=True, **as_user)
+    assert told.returncode == 0, told.stderr
+    assert "tokenize" in told.stdout
+    code = "import serve.app, jobs.tokenize, alit; print(alit.__file__, len(alit.load_weights().fingerprint))"
+    told = subprocess.run(["python", "-c", code], cwd=home, env=environment, capture_output=True, text=True, **as_user)
+    assert told.returncode == 0, told.stderr
+    assert str(installed) in told.stdout
