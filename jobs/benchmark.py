@@ -24,8 +24,9 @@ from jobs.inputs import InputError, Plan, make_plan
 from jobs.options import TokenizeOptions
 from jobs.runner import keep_freed_memory, local_cpus
 from jobs.shards import Job, decoded_batches, decoded_plan, metadata_of
+from jobs.sizing import Rates
 from jobs.storage import place
-from jobs.tokenize import tokenize
+from jobs.tokenize import Summary, tokenize
 from jobs.train import Options, prepare
 from jobs.weights import load
 from jobs.workers import Placement, train_here, train_on_ray
@@ -177,6 +178,7 @@ def benchmark_tokenize(
     image_column: str,
     rows_per_file: int,
     workers: int | None,
+    rates_file: Path | None,
     console: Console,
 ) -> TokenizeRates:
     """Prints the job's images/s beside the bare loop's, in alternation over the same images on the same cores."""
@@ -211,11 +213,30 @@ def benchmark_tokenize(
                 console,
             )
             ray.append(summary.images_per_second)
+            if rates_file is not None:
+                files = (Path(folder) / str(number)).rglob("*.parquet")
+                size = sum(path.stat().st_size for path in files)
+                _measured(summary, size, workers or torch.cuda.device_count() or cores).save(rates_file)
             startup.append(summary.startup)
             console.print(f"bare loop {bare[-1]:.1f} images/s, job {ray[-1]:.1f} after {startup[-1]:.1f} s of start-up")
     result = TokenizeRates(bare=bare, job=ray, startup=startup, batch_size=best)
     console.print(f"{plan.images} images, {cores} cores: the job reaches {result.ratio:.1%} of the bare loop's rate")
     return result
+
+
+def _measured(summary: Summary, size: int, workers: int) -> Rates:
+    """A job's rates for `alit plan`; `size` is its dataset's, in bytes."""
+    images = summary.totals.images
+    return Rates(
+        images_per_second=summary.images_per_second / workers,
+        startup=summary.startup,
+        tokens=summary.totals.tokens(summary.metadata) / max(1, images),
+        output_bytes=size / max(1, images + summary.totals.rejects),
+        worker=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        images=summary.encoded,
+        criterion=summary.metadata.criterion,
+        weights=summary.metadata.fingerprint,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

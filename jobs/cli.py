@@ -16,6 +16,7 @@ from tyro.conf import Positional, arg
 
 from alit.errors import AlitError
 from jobs.options import CRITERION_HELP, INPUT_HELP, SubmitOptions, TokenizeOptions
+from jobs.sizing import PlanOptions
 
 TOKENIZE_DEFAULTS = TokenizeOptions()
 SUBMIT_DEFAULTS = SubmitOptions()
@@ -287,6 +288,7 @@ def benchmark(
     image_column: str = "image",
     rows_per_file: int = 512,
     workers: int | None = None,
+    rates: Path | None = None,
     stage: Literal["base", "distill", "finetune"] = "base",
     preset: str = "nano",
     steps: int = 120,
@@ -305,6 +307,7 @@ def benchmark(
         image_column: As for tokenize.
         rows_per_file: As for tokenize.
         workers: As for tokenize.
+        rates: Where tokenize's rates are written, for alit plan.
         stage: What train trains.
         preset: Its model, where there are no weights to start from, and its recipe.
         steps: Its steps per round.
@@ -350,8 +353,32 @@ def benchmark(
             image_column=image_column,
             rows_per_file=rows_per_file,
             workers=workers,
+            rates_file=rates,
             console=console,
         )
+
+
+def plan(
+    what: Positional[Literal["tokenize"]],
+    /,
+    *,
+    rates: Path,
+    options: Annotated[PlanOptions, arg(name="")],
+) -> None:
+    """Say what tokenizing a corpus would take: hours, storage, requests and money, with all that is assumed.
+
+    Example: alit benchmark tokenize photos/ --rates rates.json, then alit plan tokenize --rates rates.json --images 1e9
+    --gpus 64 --worker-hour 2.5
+
+    Args:
+        what: The job.
+        rates: What alit benchmark tokenize --rates measured, on a machine like those that will do the work.
+    """
+    from rich.console import Console
+
+    from jobs import sizing
+
+    sizing.plan(sizing.Rates.read(rates), options, Console())
 
 
 def submit(
@@ -405,6 +432,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "evaluate": evaluate,
     "benchmark": benchmark,
+    "plan": plan,
     "submit": submit,
     "serve": serve,
     "demo": demo,
