@@ -21,6 +21,7 @@ from jobs.progress import counting
 from jobs.reading import read_batches
 from jobs.runner import keep_freed_memory, local_cpus
 from jobs.shards import decode_rows, encoded_batches
+from jobs.sizing import duration
 
 SAMPLE = 128
 """Images that are encoded to see how long one takes."""
@@ -77,7 +78,7 @@ def describe_plan(
         lines["speed"] = f"about {rate:.0f} images/s, from one worker's {seen / seconds:.0f}, files not yet in caches"
         if counted:
             size = images * encoded / seen * (tokens / encoded * 2 + 80)
-            lines["time"] = f"about {_duration(images / rate)}; about {decimal(round(size))} to be written"
+            lines["time"] = f"about {duration(images / rate)}; about {decimal(round(size))} to be written"
     table = Table.grid(padding=(0, 2))
     for name, text in lines.items():
         if text:
@@ -107,11 +108,3 @@ def _sample(
             if seen >= SAMPLE:
                 break
     return seen, rejects, tokens, time.monotonic() - started
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{max(1, seconds):.0f} s"
-    if seconds < 2 * 3600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 72 * 3600 else f"{seconds / 86400:.1f} days"

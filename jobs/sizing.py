@@ -14,7 +14,7 @@ from rich.table import Table
 
 from alit.errors import AlitError
 
-HOUR, MONTH_OF_HOURS = 3600.0, 730.0
+HOUR = 3600.0
 LISTED = 1000
 """Objects that one request lists."""
 
@@ -171,8 +171,8 @@ def plan(rates: Rates, options: PlanOptions, console: Console) -> Estimate:
     cost = f"{found.compute:,.2f} compute and {found.requests:,.2f} requests; then {found.storage_month:,.2f} a month"
     lines = {
         "corpus": f"{options.images:,.0f} images, {decimal(round(found.input_bytes))} to read",
-        "time": f"{found.seconds / HOUR:,.2f} hours on {workers} workers",
-        f"{kind} hours": f"{found.worker_hours:,.1f}",
+        "time": f"{duration(found.seconds)} on {workers} workers",
+        f"{kind} hours": f"{found.worker_hours:,.2f}",
         "tokens": f"{options.images * rates.tokens:,.0f}, {rates.tokens:.1f} per image",
         "dataset": f"{decimal(round(found.output_bytes))} in {found.shards:,} shards",
         "requests": f"{found.puts:,.0f} that write or list, {found.gets:,.0f} that read",
@@ -191,3 +191,12 @@ def plan(rates: Rates, options: PlanOptions, console: Console) -> Estimate:
     ]
     console.print("assumed:\n" + "\n".join(f"- {line}" for line in assumed), highlight=False, soft_wrap=True)
     return found
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person would say it."""
+    if seconds < 120:
+        return f"{max(1, seconds):.0f} s"
+    if seconds < 2 * 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 72 * 3600 else f"{seconds / 86400:.1f} days"

