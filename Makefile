@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 UNFINISHED := .venv/.unfinished
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow soak load check clean
+.PHONY: help demo test slow soak load hosts check clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -34,6 +34,10 @@ load: $(INSTALLED) ## put the service under load and measure: make load INPUT=ph
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[load]"
 	@echo "load: tests/load.py $(INPUT)"
 	@$(PY) tests/load.py "$(INPUT)"
+
+hosts: $(INSTALLED) ## train, tokenize and serve on hosts in network namespaces: make hosts INPUT=photos.parquet
+	@echo "hosts: tests/hosts.py $(INPUT)"
+	@$(PY) tests/hosts.py "$(INPUT)"
 
 check: $(INSTALLED) ## lint, formatting, types, and which package may import which
 	@echo "check: ruff check"

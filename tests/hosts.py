@@ -88,6 +88,7 @@ class Hosts:
             ip("-n", self.name(host), "addr", "add", f"{address}/24", "dev", "eth0")
             ip("-n", self.name(host), "link", "set", "eth0", "up")
             ip("-n", self.name(host), "link", "set", "lo", "up")
+            ip("-n", self.name(host), "route", "add", "default", "dev", "eth0")  # by which Ray finds its own address
             (self.folder / host).mkdir(parents=True)
         return self
 
@@ -102,7 +103,7 @@ class Hosts:
 
     def before(self, host: str) -> list[str]:
         """The command in front of one that is to run on a host: its network, and a /tmp of its own."""
-        inside = f'mount --bind "{self.folder / host}" /tmp && exec "$@"'
+        inside = f'mount --bind "{self.folder / host}" /tmp && cd /tmp && exec "$@"'
         return ["ip", "netns", "exec", self.name(host), "unshare", "--mount", "sh", "-c", inside, "sh"]
 
     def start(self, host: str, *words: str) -> None:
@@ -140,6 +141,18 @@ class Hosts:
     def link(self, host: str, state: str) -> None:
         """Cuts a host off (`down`) or brings it back (`up`)."""
         ip("-n", self.name(host), "link", "set", "eth0", state)
+
+    def come_back(self, host: str) -> float:
+        """Seconds until a host that was cut off is a node again: one that was given up ends, and is started anew."""
+        started = time.monotonic()
+        try:
+            self.nodes[host].process.wait(15)
+        except subprocess.TimeoutExpired:
+            pass
+        else:
+            self.worker(host)
+        self.await_nodes(3)
+        return time.monotonic() - started
 
     def await_nodes(self, count: int, patience: float = 90) -> float:
         """Seconds until so many nodes are alive."""
@@ -226,7 +239,8 @@ def tokenize(hosts: Hosts, images: int, *, cut: bool) -> None:
         resumed = time.monotonic() - off
         time.sleep(max(0.0, 10 - resumed))
         hosts.link("two", "up")
-        say(what="a worker host was cut off", seconds_to_two_more_files=round(resumed, 1))
+        back = hosts.come_back("two")
+        say(what="a worker host was cut off", to_two_more_files=round(resumed, 1), to_its_return=round(back, 1))
     said, _ = running.communicate(timeout=400)
     check(running.returncode == 0, said)
     code, told = hosts.run("head", str(BIN / "alit"), "verify", f"s3://photos/tokens?{hosts.query}")
@@ -238,7 +252,7 @@ def train(hosts: Hosts) -> None:
     job = ["submit", "train", "base", f"s3://photos/in?{hosts.query}", f"s3://photos/run?{hosts.query}"]
     job += ["--workers", "2", "--threads", "2", "--batch-size", "8", "--steps", "6", "--labels", "tier=cpu"]
     started = time.monotonic()
-    code, said = hosts.run("head", str(BIN / "alit"), *job)
+    code, said = hosts.run("head", str(BIN / "alit"), *job, patience=200)
     check(code == 0, said)
     weights = hosts.folder / "store" / "s3" / "photos" / "run" / "weights" / "model.safetensors"
     check(weights.exists(), "no weights on S3")
@@ -266,7 +280,7 @@ def serve(hosts: Hosts, photo: Path, *, replace_head: bool) -> None:
     hosts.link("two", "down")
     time.sleep(20)
     hosts.link("two", "up")
-    time.sleep(5)
+    say(what="a serving host was cut off", to_its_return=round(hosts.come_back("two"), 1))
     if replace_head:
         gone = time.monotonic()
         hosts.nodes["head"].stop(signal.SIGKILL)

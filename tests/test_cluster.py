@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -12,8 +13,9 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+import ray
 import yaml
-from jsonschema import Draft202012Validator
+from jsonschema import Draft7Validator, Draft202012Validator
 from ray.serve.schema import ServeDeploySchema
 
 from jobs import cli
@@ -169,3 +171,28 @@ def test_environment_variables_of_ours_are_read_by_the_code() -> None:
     names = set(re.findall(r"\bALIT_[A-Z_]+\b", text))
     assert names
     assert {name for name in names if f'"{name}"' not in code} == set()
+
+
+@pytest.mark.parametrize("where", ["aws", "local"])
+def test_clusters_of_machines_are_what_ray_up_takes(where: str) -> None:
+    found = yaml.safe_load((CLUSTER / f"ray-up-{where}.yaml").read_text())
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+    assert [error.message for error in Draft7Validator(schema).iter_errors(found)] == []
+    starts = found["head_start_ray_commands"] + found["worker_start_ray_commands"]
+    assert all("RAY_AUTH_MODE=token" in line for line in starts if "ray start" in line)
+
+
+def test_dashboards_and_alerts_ask_for_metrics_that_exist() -> None:
+    made = "".join(path.read_text() for path in (CLUSTER.parent / "serve").glob("*.py"))
+    board = json.loads((CLUSTER / "monitoring" / "dashboard.json").read_text())
+    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    rules = yaml.safe_load((CLUSTER / "monitoring" / "alerts.yaml").read_text())["groups"][0]["rules"]
+    asked += [rule["expr"] for rule in rules]
+    ours = {name for text in asked for name in re.findall(r"\bray_(alit_\w+)", text)}
+    assert len(ours) >= 7
+    for name in ours:
+        assert f'"{re.sub("_(bucket|count|sum)$", "", name)}"' in made, name
+    for text in asked:
+        assert text.count("(") == text.count(")"), text
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+    assert all({"summary", "description"} <= rule["annotations"].keys() for rule in rules)
