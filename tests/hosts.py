@@ -284,6 +284,7 @@ def serve(hosts: Hosts, photo: Path, *, replace_head: bool) -> None:
     if replace_head:
         gone = time.monotonic()
         hosts.nodes["head"].stop(signal.SIGKILL)
+        shutil.rmtree(hosts.folder / "head" / "ray")  # a new pod or machine has nothing of the old one's
         time.sleep(5)
         hosts.head()
         say(what="the head was replaced", seconds_to_its_dashboard=round(time.monotonic() - gone, 1))
@@ -304,7 +305,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--images", type=int, default=600)
-    parser.add_argument("--short", action="store_true", help="tokenizing and the cut alone")
+    parser.add_argument("--only", choices=["tokenize", "train", "serve"], help="one of the three")
     told = parser.parse_args()
     if reason := allowed():
         raise SystemExit(reason)
@@ -319,7 +320,7 @@ def main() -> None:
         key = f"{hosts.environment['AWS_ACCESS_KEY_ID']},{hosts.environment['AWS_SECRET_ACCESS_KEY']}"
         words = ["serve", "s3", "--addr", f"{ADDRESSES['store']}:9000", "--auth-key", key, "--vfs-cache-mode", "off"]
         hosts.background("store", str(BIN / "rclone"), *words, "/tmp/s3")
-        redis = shutil.which("redis-server") if not told.short else None
+        redis = shutil.which("redis-server")
         if redis is not None:
             words = ["--bind", ADDRESSES["store"], "--protected-mode", "no", "--save", "", "--dir", "/tmp"]
             hosts.background("store", redis, *words)
@@ -331,9 +332,11 @@ def main() -> None:
             hosts.worker(host)
         hosts.await_nodes(3)
         say(what="three nodes", seconds=round(time.monotonic() - started, 1), redis=redis is not None)
-        tokenize(hosts, told.images, cut=True)
-        if not told.short:
+        if told.only in (None, "tokenize"):
+            tokenize(hosts, told.images, cut=True)
+        if told.only in (None, "train"):
             train(hosts)
+        if told.only in (None, "serve"):
             serve(hosts, photo, replace_head=redis is not None)
     say(what="all of it held")
 
