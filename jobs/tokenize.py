@@ -173,7 +173,7 @@ def _run(
     follower = Follower(plan, totals, options.max_reject_rate, console)
     if todo:
         with ray_session() as ray, stop_on_sigterm(), unwrapped():  # Ray sets a handler of its own
-            workers = _workers(options, ray.cluster_resources(), len(todo))
+            workers = workers_for(options, ray.cluster_resources(), len(todo))
             await_room([workers.needs], workers.labels, options.patience)
             dataset = stages(job, plan, Shared.of(loaded.model), todo, workers)
             follower.follow(dataset.iter_rows())
@@ -217,7 +217,7 @@ class Workers:
         return {name: amount for name, amount in found.items() if amount}
 
 
-def _workers(options: TokenizeOptions, there: dict[str, float], shards: int) -> Workers:
+def workers_for(options: TokenizeOptions, there: dict[str, float], shards: int) -> Workers:
     """As asked for, or as there is room for."""
     gpus = options.gpus_per_worker
     if gpus is None:

@@ -71,7 +71,7 @@ def make_app(api: Api) -> FastAPI:
         model = api.model(asked.model)
         api.check_tokens(asked, model)
         pixels = await api.decode(model["name"], [np.array(tokens.ids) for tokens in asked.images])
-        return await api.off_loop(pictures, pixels, asked.format)
+        return await api.off_loop(pictures, pixels, asked.format, {"X-Alit-Weights": model["fingerprint"]})
 
     @app.post(
         "/v1/reconstruct",

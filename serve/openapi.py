@@ -12,6 +12,7 @@ from serve import problems
 from serve.schemas import DecodeRequest, EncodeRequest, Problem
 
 ARROW, MSGPACK = "application/vnd.apache.arrow.stream", "application/msgpack"
+WEIGHTS = {"schema": {"type": "string"}, "description": "The fingerprint of the weights."}
 PICTURES = ("image/png", "image/webp", "image/jpeg")
 FILES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff", "application/octet-stream")
 BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
@@ -83,6 +84,7 @@ DECODED: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "A picture; of several a zip file that holds `0.png`, `1.png` …",
         "content": dict.fromkeys((*PICTURES, "application/zip"), BINARY),
+        "headers": {"X-Alit-Weights": WEIGHTS},
     }
 }
 DRAWN: dict[int | str, dict[str, Any]] = {
@@ -91,7 +93,7 @@ DRAWN: dict[int | str, dict[str, Any]] = {
         "content": dict.fromkeys(PICTURES, BINARY),
         "headers": {
             "X-Alit-Tokens": {"schema": {"type": "integer"}, "description": "The code's length."},
-            "X-Alit-Weights": {"schema": {"type": "string"}, "description": "The fingerprint of the weights."},
+            "X-Alit-Weights": WEIGHTS,
         },
     }
 }

@@ -65,7 +65,7 @@ def tokenized(photographs, weights, folder, criterion):
 def test_show_draws_every_photograph_at_every_length(photographs, weights, tmp_path, criterion):
     (photographs / "broken.jpg").write_bytes(b"not a picture")
     tokenized(photographs, weights, tmp_path / "tokens", criterion)
-    shown = show(str(tmp_path / "tokens"), str(photographs), tmp_path / "page.html")
+    shown = show(str(tmp_path / "tokens"), str(photographs), tmp_path / "page.html", weights=str(weights))
     page = (tmp_path / "page.html").read_text()
     assert shown == 12
     assert all(f"{i:02d}.png" in page for i in range(12))
@@ -82,7 +82,7 @@ def test_show_refuses_other_weights_and_another_input(photographs, weights, tmp_
     elsewhere.mkdir()
     (elsewhere / "stranger.png").write_bytes((photographs / "00.png").read_bytes())
     with pytest.raises(AlitError, match="no image of"):
-        show(str(tmp_path / "tokens"), str(elsewhere), tmp_path / "page.html")
+        show(str(tmp_path / "tokens"), str(elsewhere), tmp_path / "page.html", weights=str(weights))
     assert not (tmp_path / "page.html").exists()
 
 
@@ -126,9 +126,8 @@ def test_the_bare_loop_of_the_tokenize_benchmark_sees_every_image(photographs, w
         source=plan.source,
         output=place(str(tmp_path / "out")),
         metadata=metadata_of(loaded, "l1:0.3"),
-        weights=str(weights),
     )
-    assert benchmark.bare_loop(job, plan, 1) > 0
+    assert benchmark.bare_loop(job, plan, loaded.model, 1) > 0
     assert not (tmp_path / "out").exists()
     with pytest.raises(AlitError, match="adaptive"):
         benchmark.benchmark_encode(

@@ -97,7 +97,6 @@ def job_of(plan: Plan, output: Path, weights: Weights, **changes: object) -> Job
         source=plan.source,
         output=place(str(output)),
         metadata=metadata_of(weights, middle(weights)),
-        weights=str(weights.folder),
         batch_size=2,
     )
     return replace(job, **changes)

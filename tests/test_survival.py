@@ -28,7 +28,7 @@ from alit.weights import save_weights
 from jobs import shards
 from jobs.options import TokenizeOptions
 from jobs.runner import local_cpus
-from jobs.tokenize import _resources, tokenize
+from jobs.tokenize import Workers, tokenize, workers_for
 from jobs.verify import verify
 
 COUNT = 600
@@ -197,11 +197,18 @@ def test_on_a_disk_that_fills_the_job_stops_with_a_sentence_and_goes_on_when_the
 
 
 def test_as_many_workers_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(there: dict[str, float], shards: int = 1000, **options: Any) -> Workers:
+        return workers_for(TokenizeOptions(**options), there, shards)
+
     cluster = {"CPU": 64.0, "GPU": 8.0}
     monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
-    assert _resources(TokenizeOptions(), cluster) == (8, 7, 1.0)
-    assert _resources(TokenizeOptions(gpus_per_worker=0.5), cluster) == (16, 3, 0.5)
-    assert _resources(TokenizeOptions(workers=2, decode_workers=1), cluster) == (2, 1, 1.0)
-    assert _resources(TokenizeOptions(), {"CPU": 64.0}) == (64, 0, 0.0)
+    assert found(cluster) == Workers(count=8, decoders=7, gpus=1.0)
+    assert found(cluster, gpus_per_worker=0.5) == Workers(count=16, decoders=3, gpus=0.5)
+    assert found(cluster, workers=2, decode_workers=1) == Workers(count=2, decoders=1, gpus=1.0)
+    assert found({"CPU": 64.0}) == Workers(count=64)
+    assert found({"CPU": 64.0}, shards=3).count == 3
+    placed = found(cluster, worker_memory=2, worker_labels=("tier=gpu",), decode_labels=("tier=cpu", "zone=!a"))
+    assert placed.needs == {"CPU": 0.5, "GPU": 1.0, "memory": 2 << 30}
+    assert (placed.labels, placed.decode_labels) == ({"tier": "gpu"}, {"tier": "cpu", "zone": "!a"})
     monkeypatch.delenv("RAY_ADDRESS")
-    assert _resources(TokenizeOptions(), {"CPU": 1000.0}) == (local_cpus(), 0, 0.0)
+    assert found({"CPU": 1000.0}) == Workers(count=local_cpus())

@@ -38,6 +38,7 @@ from jobs.tokenize import tokenize
 from serve.app import build
 from serve.client import AsyncClient, Client, ServiceError
 from serve.config import Place, Settings, read_settings
+from serve.doors import Doors
 from serving.service import KEY, Service, body, photo
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
@@ -130,6 +131,7 @@ def test_ids_come_back_as_pictures(http: httpx.Client, weights: Weights) -> None
         drawn = [np.array(Image.open(archive.open(name))).astype(int) for name in archive.namelist()]
     for picture, row in zip(drawn, rows, strict=True):
         assert np.abs(picture - to_uint8(weights.model.decode([row]))[0]).max() <= 1
+    assert answer.headers["x-alit-weights"] == weights.fingerprint
     for kind in ("png", "webp", "jpeg"):
         one = http.post("/v1/decode", json={"images": asked["images"][:1], "format": kind})
         assert Image.open(io.BytesIO(one.content)).format == kind.upper()
@@ -321,6 +323,50 @@ def test_paths_and_methods_that_are_not_there_are_problem_documents(http: httpx.
     problem(http.get("/v1/encode"), 405, "Method Not Allowed")
     for path in ("/playground/../app.py", "/playground/%2e%2e/app.py", "/playground/..%2fapp.py"):
         assert http.get(path).status_code in (404, 405)
+
+
+def test_a_key_has_its_rate_and_is_told_when_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIT_KEYS", f"one:{KEY},two:{KEY[::-1]}")
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    async def ask() -> None:
+        doors = Doors(answer, Settings(requests_per_minute=30))  # five at once, then one every two seconds
+        transport = httpx.ASGITransport(doors)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            one, two = ({"Authorization": f"Bearer {key}"} for key in (KEY, KEY[::-1]))
+            statuses = [(await client.get("/v1/models", headers=one)).status_code for _ in range(7)]
+            assert statuses == [200] * 5 + [429] * 2
+            refused = await client.get("/v1/models", headers=one)
+            problem(refused, 429, "30 requests a minute")
+            assert 1 <= int(refused.headers["retry-after"]) <= 3
+            assert (await client.get("/v1/models", headers=two)).status_code == 200
+
+    asyncio.run(ask())
+
+
+def test_without_keys_only_this_machine_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ALIT_KEYS", raising=False)
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    async def statuses(settings: Settings) -> list[int]:
+        found = []
+        for host in ("127.0.0.1", "[::1]", "192.0.2.7"):
+            async with httpx.AsyncClient(
+                transport=httpx.ASGITransport(Doors(answer, settings)), base_url=f"http://{host}"
+            ) as client:
+                found.append((await client.get("/v1/models")).status_code)
+        return found
+
+    assert asyncio.run(statuses(Settings())) == [200, 200, 403]
+    assert asyncio.run(statuses(Settings(keyless=True))) == [200, 200, 200]
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")  # which comes from its own machine, whoever comes to it
+    assert asyncio.run(statuses(Settings())) == [403, 403, 403]
 
 
 def test_the_client_tells_what_the_service_said(service: Service) -> None:

@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 from processes import named
+from small_models import SMALLEST
 
+from alit.images import decode_image
+from alit.tokenizer import Alit
+from alit.weights import load_weights, save_weights
 from serve.client import Client
 from serving.service import KEY, SETTINGS, Service, body, photo
 
@@ -121,6 +126,29 @@ def test_new_settings_come_in_without_a_failed_request(service: Service) -> None
     new = named(service.process.pid, "ServeReplica:alit:")
     assert len(new) == 2
     assert not set(old) & set(new)
+
+
+def test_models_take_turns_where_a_replica_holds_one(service: Service, tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        other = save_weights(tmp_path / "other", Alit(SMALLEST).eval(), provenance={})
+    models = f"models: {{nano: null, other: {tmp_path / 'other'}}}\nmodels_per_replica: 1\n"
+    change(service, SETTINGS + models, "the new settings are in force")
+    loaded = {name: load_weights(folder) for name, folder in (("nano", None), ("other", tmp_path / "other"))}
+    told = httpx.get(f"{service.url}/v1/models", headers=HEADERS).json()
+    assert [(model["name"], model["fingerprint"]) for model in told["models"]][1] == ("other", other)
+
+    def ask(number: int) -> tuple[int, str, Any]:
+        name = ("nano", "other")[number % 2]
+        asked = body(photo(number), model=name, criterion="l1:0.05")
+        return number, name, httpx.post(f"{service.url}/v1/encode", json=asked, headers=HEADERS, timeout=60)
+
+    with ThreadPoolExecutor(6) as pool:
+        for number, name, answer in pool.map(ask, range(12)):
+            assert answer.json()["fingerprint"] == loaded[name].fingerprint
+            model = loaded[name].model
+            pixels = decode_image(photo(number), model.config.image_size).pixels
+            alone = model.encode(torch.from_numpy(pixels).permute(2, 0, 1)[None], "l1:0.05")
+            assert answer.json()["results"][0]["ids"] == alone.tokens.tolist()
 
 
 def test_settings_that_cannot_be_leave_the_old_ones_in_force(service: Service) -> None:
