@@ -183,7 +183,8 @@ class Encoder:
         weights = load_weights(self.settings.models[name])
         size = weights.model.to(self.device).config.image_size
         work = Work(name, np.zeros((size, size, 3), np.uint8), weights.model.config.criterion, 1, 0)
-        list(self._rounds(weights, [work]))
+        with self._precision():
+            list(Batch(weights.model, [work]).run())
         return weights
 
     def _precision(self) -> torch.autocast:
