@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from clusters import BIN, CALM, Head
+from clusters import BIN, CALM, Head, free_ports, wait_for
 from processes import named
 
 from alit.images import encode_image
+from serve.client import Client
 
 CLUSTER = Path(__file__).parents[1] / "cluster"
 
@@ -129,3 +130,22 @@ def test_following_can_end_before_the_job(head: Head, photos: Path, tmp_path: Pa
     code, said = done(alit(head, "--follow-job", "goes-on"))
     assert code == 0
     assert "12 images tokenized" in said
+
+
+def test_the_manifests_service_answers(head: Head, photos: Path, tmp_path: Path) -> None:
+    manifest = yaml.safe_load((CLUSTER / "kubernetes" / "base" / "serve.yaml").read_text())
+    config = yaml.safe_load(manifest["spec"]["serveConfigV2"])
+    (port,) = free_ports(1)
+    config["http_options"] |= {"host": "127.0.0.1", "port": port}
+    config["applications"][0]["args"] |= {"min_replicas": 1, "max_replicas": 1, "api_replicas": 1}
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
+    environment = os.environ | CALM
+    deploy = [str(BIN / "serve"), "deploy", "-a", head.url, str(tmp_path / "serve.yaml")]
+    done = subprocess.run(deploy, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    wait_for(f"http://127.0.0.1:{port}/readyz", head.log, 90)
+    with Client(f"http://127.0.0.1:{port}") as client:
+        (result,) = client.encode([(photos / "0.png").read_bytes()], criterion="fixed:16")
+    assert len(result["ids"]) == 16
+    shutdown = [str(BIN / "serve"), "shutdown", "-y", "-a", head.url]
+    assert subprocess.run(shutdown, env=environment, capture_output=True, check=False).returncode == 0
