@@ -43,7 +43,11 @@ def alit(head: Head, *words: str | Path, **environment: str) -> subprocess.Popen
     variables = os.environ | CALM | {"RAY_API_SERVER_ADDRESS": head.url} | environment
     command = [str(BIN / "alit"), "submit", *map(str, words)]
     pipe: Any = subprocess.PIPE
-    return subprocess.Popen(command, env=variables, stdout=pipe, stderr=pipe, text=True)
+
+    def interruptible() -> None:  # in the background of a shell, whose children ignore it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(command, env=variables, stdout=pipe, stderr=pipe, text=True, preexec_fn=interruptible)
 
 
 def done(process: subprocess.Popen[str], patience: float = 150) -> tuple[int, str]:
