@@ -133,5 +133,5 @@ def telling() -> Iterator[None]:
         raise AlitError(f"the cluster asks for its token: {said}") from error
     except (RuntimeError, ConnectionError, ValueError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]  # of a traceback, the last that is a message
-        said = next((line for line in reversed(lines) if "Error: " in line), lines[-1])
+        said = next((line for line in reversed(lines) if "Error: " in line), (lines or [type(error).__name__])[-1])
         raise AlitError(f"the cluster refuses: {said.strip()[:500]}") from error

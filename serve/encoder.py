@@ -11,6 +11,7 @@ import base64
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -209,13 +210,20 @@ class Encoder:
 
     async def encode(self, works: list[Work]) -> list[Done] | None:
         """The images of one request, in order; None where too many wait already."""
-        if self.waiting and self.waiting + len(works) > self.settings.queue:
-            return None
-        self.waiting += len(works)
+        with self._admitted(len(works)) as admitted:  # where the client leaves, Serve cancels what is awaited here
+            return list(await asyncio.gather(*map(self._one, works))) if admitted else None
+
+    @contextmanager
+    def _admitted(self, images: int) -> Iterator[bool]:
+        """Whether there is room for so many more images; they count as waiting until their request ends."""
+        if self.waiting and self.waiting + images > self.settings.queue:
+            yield False
+            return
+        self.waiting += images
         try:
-            return list(await asyncio.gather(*map(self._one, works)))  # where the client leaves, Serve cancels this
+            yield True
         finally:
-            self.waiting -= len(works)
+            self.waiting -= images
 
     async def _one(self, work: Work) -> Done:
         until = time.monotonic() + work.seconds
@@ -255,10 +263,9 @@ class Encoder:
 
     async def decode(self, model: str, tokens: list[np.ndarray]) -> np.ndarray | None:
         """Pixels of images, uint8 [B, S, S, 3]; None where too many wait already."""
-        if self.waiting and self.waiting + len(tokens) > self.settings.queue:
-            return None
-        self.waiting += len(tokens)
-        try:
+        with self._admitted(len(tokens)) as admitted:
+            if not admitted:
+                return None
             weights: Weights = await self.load(model)
 
             def run() -> np.ndarray:
@@ -266,5 +273,3 @@ class Encoder:
                     return to_uint8(weights.model.decode(tokens))
 
             return await asyncio.get_running_loop().run_in_executor(self.thread, run)
-        finally:
-            self.waiting -= len(tokens)

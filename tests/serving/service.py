@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+from clusters import free_ports
 from PIL import Image
 
 from alit.images import encode_image
@@ -22,17 +22,12 @@ from alit.images import encode_image
 KEY = "a-key-for-the-tests-0123456789"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class Service:
     """`alit serve` in a process of its own."""
 
     def __init__(self, folder: Path, settings: str = "", **environment: str) -> None:
-        self.port, self.log, self.config = free_port(), folder / "serve.log", folder / "serve.yaml"
+        (self.port,) = free_ports(1)
+        self.log, self.config = folder / "serve.log", folder / "serve.yaml"
         self.configure(settings)
         command = [str(Path(sys.executable).with_name("alit")), "serve", "--config", str(self.config)]
         with self.log.open("wb") as log:

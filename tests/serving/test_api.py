@@ -325,15 +325,17 @@ def test_paths_and_methods_that_are_not_there_are_problem_documents(http: httpx.
         assert http.get(path).status_code in (404, 405)
 
 
+async def answers(scope: Any, receive: Any, send: Any) -> None:
+    """An application behind the doors that has nothing to say."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"{}"})
+
+
 def test_a_key_has_its_rate_and_is_told_when_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALIT_KEYS", f"one:{KEY},two:{KEY[::-1]}")
 
-    async def answer(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"{}"})
-
     async def ask() -> None:
-        doors = Doors(answer, Settings(requests_per_minute=30))  # five at once, then one every two seconds
+        doors = Doors(answers, Settings(requests_per_minute=30))  # five at once, then one every two seconds
         transport = httpx.ASGITransport(doors)
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
             one, two = ({"Authorization": f"Bearer {key}"} for key in (KEY, KEY[::-1]))
@@ -350,15 +352,11 @@ def test_a_key_has_its_rate_and_is_told_when_to_come_back(monkeypatch: pytest.Mo
 def test_without_keys_only_this_machine_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ALIT_KEYS", raising=False)
 
-    async def answer(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"{}"})
-
     async def statuses(settings: Settings) -> list[int]:
         found = []
         for host in ("127.0.0.1", "[::1]", "192.0.2.7"):
             async with httpx.AsyncClient(
-                transport=httpx.ASGITransport(Doors(answer, settings)), base_url=f"http://{host}"
+                transport=httpx.ASGITransport(Doors(answers, settings)), base_url=f"http://{host}"
             ) as client:
                 found.append((await client.get("/v1/models")).status_code)
         return found
