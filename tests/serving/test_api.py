@@ -435,6 +435,15 @@ def test_the_configs_of_every_size_are_what_serve_and_we_take(size: str) -> None
     assert built._bound_deployment.name == "Ingress"
 
 
+def test_serve_build_writes_the_default_application(tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("serve")), "build", "serve.application:application"]
+    subprocess.run([*command, "-o", str(tmp_path / "built.yaml")], cwd=tmp_path, check=True, capture_output=True)
+    found = yaml.safe_load((tmp_path / "built.yaml").read_text())
+    (application,) = ServeDeploySchema.model_validate(found).applications
+    assert application.import_path == "serve.application:application"
+    assert [deployment.name for deployment in application.deployments] == ["Encoder", "Ingress"]
+
+
 def test_bad_settings_are_a_sentence_and_exit_code_2(tmp_path: Path) -> None:
     (tmp_path / "short").write_text("me:short\n")
     (tmp_path / "typo.yaml").write_text("max_imgs: 3\n")
