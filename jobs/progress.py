@@ -34,7 +34,7 @@ def counting(console: Console, activity: str, unit: str) -> Iterator[Callable[[i
 
 
 class TrainingProgress:
-    """Shows the events of a `RunFolder`: `line`, `activity` or `row` with `steps`."""
+    """Shows the events of a `RunFolder`: `line`, `activity` or `row` with `steps`; others are not for people."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

@@ -188,6 +188,7 @@ class RunFolder:
                 self._write_lines(REJECTS, list(self.rejects.values()))
             self._save_board()
             self.checkpoints.save(state, trainer.step, score)
+            self.tell({"saved": trainer.step})
 
     def without_rejects(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches, having noted which of their images could not be decoded."""

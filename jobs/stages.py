@@ -45,12 +45,15 @@ class Tokenizer:
     def __init__(self, job: Job, plan: StoredPlan, model: Shared, decoders: int, decode_labels: dict[str, str]) -> None:
         import ray
 
+        from jobs.metrics import TokenizeMetrics
+
         torch.set_num_threads(job.threads)
         keep_freed_memory()
         self.job, self.plan, self.decoders = job, plan, decoders
         self.model = model.model()
         if torch.cuda.is_available():
             self.model = self.model.cuda()
+        self.metrics = TokenizeMetrics(job.output.path, job.metadata)
         self.careful = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         options: dict[str, Any] = {"num_cpus": 1, "max_retries": 0, "num_returns": "streaming"}
         options |= {"_generator_backpressure_num_objects": BATCHES_AHEAD}
@@ -89,7 +92,8 @@ class Tokenizer:
             batches = self._carefully(shard)
         else:
             batches = decoded_batches(self.job, shard)
-        for counts in tokenize_shard(self.job, self.model, shard, batches):
+        for counts in tokenize_shard(self.job, self.model, shard, self.metrics.watched(batches)):
+            self.metrics.count(counts)
             yield counts_table(counts)
 
     def _streamed(self, shard: Shard, stream: Any) -> Iterator[Decoded]:

@@ -92,8 +92,8 @@ def follow(client: Any, name: str) -> int:
         case _:
             code: int = ended.driver_exit_code or 0
             if code <= 0:  # it never ran, or a signal ended it; else its log says why
-                print(f"alit: job {name} failed: {ended.message}", file=sys.stderr)
-            return code if code > 0 else 1
+                print(f"alit: job {name} failed: {_gist(ended.message)}", file=sys.stderr)
+            return 128 - code if code < 0 else code or 1
 
 
 def connect(address: str | None) -> Any:
@@ -124,6 +124,7 @@ def connect(address: str | None) -> Any:
 @contextmanager
 def telling() -> Iterator[None]:
     """Turns what Ray's client raises into sentences."""
+    from aiohttp import ClientError
     from ray.exceptions import AuthenticationError
 
     try:
@@ -131,7 +132,17 @@ def telling() -> Iterator[None]:
     except AuthenticationError as error:
         said = "set RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH"
         raise AlitError(f"the cluster asks for its token: {said}") from error
-    except (RuntimeError, ConnectionError, ValueError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]  # of a traceback, the last that is a message
-        said = next((line for line in reversed(lines) if "Error: " in line), (lines or [type(error).__name__])[-1])
-        raise AlitError(f"the cluster refuses: {said.strip()[:500]}") from error
+    except (RuntimeError, ValueError, OSError, ClientError) as error:
+        said = _gist(str(error)) or type(error).__name__
+        if isinstance(error, (OSError, ClientError)) or "WebSocket" in said:
+            raise AlitError(
+                f"the cluster does not answer any more: {said}; what was submitted may go on, and alit submit "
+                "--follow-job NAME shows it once the cluster answers"
+            ) from error
+        raise AlitError(f"the cluster refuses: {said}") from error
+
+
+def _gist(text: str) -> str:
+    """The line that says what is wrong: of a traceback the last one that is a message."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "Error: " in line), (lines or [""])[-1])[:500]

@@ -118,6 +118,8 @@ def _ray_worker(settings: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
+    from jobs.metrics import TrainMetrics
+
     mailbox = settings["mailbox"]
     if ray.get(mailbox.failed.remote()):
         return  # a mistake that another try would only repeat: the driver says what it is
@@ -125,7 +127,11 @@ def _ray_worker(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     worker, workers = context.get_world_rank(), context.get_world_size()
 
+    metrics = TrainMetrics(start.folder.path) if worker == 0 else None
+
     def tell(event: dict[str, Any]) -> None:
+        if metrics is not None:
+            metrics.tell(event)
         mailbox.tell.remote(event)
 
     def batches(first: int, last: int) -> Iterator[Any]:

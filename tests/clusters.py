@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import ray
 from processes import family
 
 BIN = Path(sys.executable).parent
@@ -24,6 +26,10 @@ CALM = {
     "RAY_AUTH_TOKEN": TOKEN,
     "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
 }
+AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
+FAKE_PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+HEAD_ID = "f" * 51 + "00000"
+"""Of the head, to Ray's fake provider of nodes."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -97,12 +103,54 @@ def wait_for(url: str, log: Path, patience: float = 60, **options: Any) -> None:
 
 
 class Head(Node):
-    """A cluster of one node, with its dashboard."""
+    """A cluster of one node, with its dashboard.
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    Args:
+        folder: for Ray's own files; its path must be short.
+        arguments: of `ray start`.
+        autoscaling: node types that come when they are needed, as `ray up` takes them; they run on this machine.
+        environment: besides what calms Ray.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        autoscaling: dict[str, Any] | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         port, dashboard, agent = free_ports(3)
+        self.folder = folder
         self.url, self.address = f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}"
         fixed = ["--head", "--port", str(port), "--dashboard-port", str(dashboard), "--temp-dir", str(folder / "ray")]
         fixed += ["--dashboard-agent-listen-port", str(agent), "--object-store-memory", str(200 << 20)]
-        super().__init__(folder, [*fixed, *arguments])
-        wait_for(f"{self.url}/api/version", self.log, headers={"Authorization": f"Bearer {TOKEN}"})
+        variables = dict(environment or {})
+        if autoscaling is not None:
+            own = f"{ray.util.get_node_ip_address()}:{port}"
+            provider = {"type": "external", "module": FAKE_PROVIDER, "gcs_address": own, "head_node_id": HEAD_ID}
+            provider |= {"launch_multiple": True}  # external, as the wheel lacks a file of the provider's own type
+            folder.mkdir(parents=True, exist_ok=True)
+            config = folder / "autoscaling.json"  # YAML, too
+            commands = ["setup", "head_setup", "worker_setup", "initialization", "head_start_ray", "worker_start_ray"]
+            rest = {f"{name}_commands": [] for name in commands} | {
+                "file_mounts": {},
+                "cluster_synced_files": [],
+                "auth": {},
+            }
+            config.write_text(json.dumps(rest | autoscaling | {"provider": provider}))
+            fixed += ["--autoscaling-config", str(config)]
+            variables |= {"RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+            variables |= {"RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID}
+        super().__init__(folder, [*fixed, *arguments], environment=variables)
+        wait_for(f"{self.url}/api/version", self.log, headers=AUTHORIZED)
+
+    def await_nodes(self, alive: int, dead: int = 0, patience: float = 60) -> None:
+        """Waits until there are so many, as the dashboard has it, which looks every few seconds."""
+        until = time.monotonic() + patience
+        while True:
+            found = httpx.get(f"{self.url}/nodes?view=summary", headers=AUTHORIZED, timeout=10).json()
+            states = [each["raylet"]["state"] for each in found["data"]["summary"]]
+            if (states.count("ALIVE"), states.count("DEAD")) == (alive, dead):
+                return
+            assert time.monotonic() < until, states
+            time.sleep(0.5)

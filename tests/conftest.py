@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import jaxtyping
+import numpy as np
 import pytest
 import torch
 from s3_server import s3_server
@@ -38,6 +39,18 @@ def shared() -> Path:
     folder = HERE.parent.parent / "shared"
     if not (folder / "data").is_dir():
         pytest.skip("needs ../shared (real photographs)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def twelve_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 12 small PNGs, of noise."""
+    from alit.images import encode_image
+
+    folder = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for number in range(12):
+        (folder / f"{number}.png").write_bytes(encode_image(random.integers(0, 256, (40, 40, 3), np.uint8)))
     return folder
 
 

@@ -113,16 +113,15 @@ class Hosts:
 
     def background(self, host: str, *words: str) -> None:
         """A server that is not Ray's."""
-        log = (self.folder / host / f"{Path(words[0]).name}.log").open("wb")
-        self.others.append(
-            subprocess.Popen(
+        with (self.folder / host / f"{Path(words[0]).name}.log").open("wb") as log:
+            process = subprocess.Popen(
                 [*self.before(host), *words],
                 env=os.environ | self.environment | {"RCLONE_CONFIG": os.devnull},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
-        )
+        self.others.append(process)
 
     def run(self, host: str, *words: str, patience: float = 300) -> tuple[int, str]:
         """A command on a host: its exit code, and what it said."""
@@ -188,12 +187,12 @@ class Hosts:
 class Asking(threading.Thread):
     """Asks the service on a host for an image's tokens again and again; tells of every answer."""
 
-    def __init__(self, hosts: Hosts, at: str, photo: Path) -> None:
+    def __init__(self, hosts: Hosts, at: str, photo: bytes) -> None:
         super().__init__(daemon=True)
         self.found: list[tuple[float, str]] = []
         self.ended = threading.Event()
         self.hosts, self.at = hosts, at
-        shutil.copy(photo, hosts.folder / "store" / "photo.jpg")
+        (hosts.folder / "store" / "photo.jpg").write_bytes(photo)
         self.start()
 
     def run(self) -> None:
@@ -218,6 +217,29 @@ def check(condition: bool, words: object) -> None:
 
 def say(**values: Any) -> None:
     print(json.dumps(values), flush=True)
+
+
+def prepare(hosts: Hosts, files: list[bytes], *, redis: bool) -> tuple[float, bool]:
+    """Starts the store with these images and the three nodes: seconds that those took, and whether the head can go."""
+    table = hosts.folder / "store" / "s3" / "photos" / "in"
+    table.mkdir(parents=True)
+    for number, file in enumerate(files):
+        (table / f"{number:05}.jpg").write_bytes(file)
+    key = f"{hosts.environment['AWS_ACCESS_KEY_ID']},{hosts.environment['AWS_SECRET_ACCESS_KEY']}"
+    words = ["serve", "s3", "--addr", f"{ADDRESSES['store']}:9000", "--auth-key", key, "--vfs-cache-mode", "off"]
+    hosts.background("store", str(BIN / "rclone"), *words, "/tmp/s3")
+    server = shutil.which("redis-server") if redis else None
+    if server is not None:
+        words = ["--bind", ADDRESSES["store"], "--protected-mode", "no", "--save", "", "--dir", "/tmp"]
+        hosts.background("store", server, *words)
+        hosts.environment["RAY_REDIS_ADDRESS"] = f"{ADDRESSES['store']}:6379"
+        time.sleep(1)
+    started = time.monotonic()
+    hosts.head()
+    for host in ("one", "two"):
+        hosts.worker(host)
+    hosts.await_nodes(3)
+    return time.monotonic() - started, server is not None
 
 
 def tokenize(hosts: Hosts, images: int, *, cut: bool) -> None:
@@ -259,7 +281,7 @@ def train(hosts: Hosts) -> None:
     say(what="trained on two hosts", seconds=round(time.monotonic() - started, 1))
 
 
-def serve(hosts: Hosts, photo: Path, *, replace_head: bool) -> None:
+def serve(hosts: Hosts, photo: bytes, *, replace_head: bool) -> None:
     """Serves from both workers; asks one of them while the other is cut off, and while the head is replaced."""
     config = hosts.folder / "head" / "serve.yaml"
     config.write_text(
@@ -310,34 +332,15 @@ def main() -> None:
     if reason := allowed():
         raise SystemExit(reason)
     with tempfile.TemporaryDirectory(prefix="hosts-") as folder, Hosts(Path(folder)) as hosts:
-        table = Path(folder) / "store" / "s3" / "photos" / "in"
-        table.mkdir(parents=True)
-        photo = table.parent.parent.parent / "first.jpg"
         files = photographs(told.photos, told.images)
-        photo.write_bytes(files[0])
-        for number, file in enumerate(files):
-            (table / f"{number:05}.jpg").write_bytes(file)
-        key = f"{hosts.environment['AWS_ACCESS_KEY_ID']},{hosts.environment['AWS_SECRET_ACCESS_KEY']}"
-        words = ["serve", "s3", "--addr", f"{ADDRESSES['store']}:9000", "--auth-key", key, "--vfs-cache-mode", "off"]
-        hosts.background("store", str(BIN / "rclone"), *words, "/tmp/s3")
-        redis = shutil.which("redis-server")
-        if redis is not None:
-            words = ["--bind", ADDRESSES["store"], "--protected-mode", "no", "--save", "", "--dir", "/tmp"]
-            hosts.background("store", redis, *words)
-            hosts.environment["RAY_REDIS_ADDRESS"] = f"{ADDRESSES['store']}:6379"
-            time.sleep(1)
-        started = time.monotonic()
-        hosts.head()
-        for host in ("one", "two"):
-            hosts.worker(host)
-        hosts.await_nodes(3)
-        say(what="three nodes", seconds=round(time.monotonic() - started, 1), redis=redis is not None)
+        seconds, redis = prepare(hosts, files, redis=True)
+        say(what="three nodes", seconds=round(seconds, 1), redis=redis)
         if told.only in (None, "tokenize"):
             tokenize(hosts, told.images, cut=True)
         if told.only in (None, "train"):
             train(hosts)
         if told.only in (None, "serve"):
-            serve(hosts, photo, replace_head=redis is not None)
+            serve(hosts, files[0], replace_head=redis)
     say(what="all of it held")
 
 

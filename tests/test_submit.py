@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -10,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from clusters import BIN, CALM, Head, free_ports, wait_for
-from processes import named
+from dashboard import ask, filled, panels
+from processes import family, named
+from ray.job_submission import JobSubmissionClient
 
-from alit.images import encode_image
 from serve.client import Client
 
 CLUSTER = Path(__file__).parents[1] / "cluster"
@@ -25,18 +26,10 @@ CLUSTER = Path(__file__).parents[1] / "cluster"
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     labels = ["--labels", "tier=cpu", "--num-cpus", "6"]
-    running = Head(Path("/tmp") / f"alit-{os.getpid()}", *labels)  # short: sockets lie below it
+    often = {"RAY_metrics_report_interval_ms": "500"}  # of metrics
+    running = Head(Path("/tmp") / f"alit-{os.getpid()}", *labels, environment=often)  # short: sockets lie below it
     yield running
     running.stop()
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    random = np.random.default_rng(0)
-    for number in range(12):
-        (folder / f"{number}.png").write_bytes(encode_image(random.integers(0, 256, (40, 40, 3), np.uint8)))
-    return folder
 
 
 def alit(head: Head, *words: str | Path, **environment: str) -> subprocess.Popen[str]:
@@ -60,30 +53,124 @@ def entrypoint(job: str) -> list[str]:
     return yaml.safe_load(text)["spec"]["entrypoint"].split()[1:]
 
 
-def test_the_manifests_entrypoints_run_to_the_end(head: Head, photos: Path, tmp_path: Path) -> None:
-    tokens, run = tmp_path / "tokens", tmp_path / "run"
-    places = {"s3://photos/corpus": photos, "s3://tokens/corpus": tokens, "s3://runs/base": run}
+def await_processes(head: Head, word: str, job: subprocess.Popen[str], patience: float = 90) -> None:
+    until = time.monotonic() + patience
+    while not named(head.process.pid, word):
+        assert job.poll() is None, done(job)
+        assert time.monotonic() < until
+        time.sleep(0.3)
+
+
+def await_none_of_ours(head: Head, patience: float = 30) -> None:
+    until = time.monotonic() + patience
+    while left := [pid for word in ("RayTrainWorker", "jobs.cli", "Mailbox") for pid in named(head.process.pid, word)]:
+        assert time.monotonic() < until, left
+        time.sleep(0.3)
+
+
+@pytest.fixture(scope="module")
+def prometheus(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str | None]:
+    """The address of a real one with the configuration of cluster/monitoring, but that it looks every second."""
+    if shutil.which("prometheus") is None:
+        yield None
+        return
+    folder = tmp_path_factory.mktemp("prometheus")
+    config = yaml.safe_load((CLUSTER / "monitoring" / "prometheus.yaml").read_text())
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    (discovery,) = config["scrape_configs"][0]["file_sd_configs"]
+    discovery["files"] = [file.replace("/tmp/ray", str(head.folder / "ray")) for file in discovery["files"]]
+    discovery["refresh_interval"] = "1s"
+    (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
+    shutil.copy(CLUSTER / "monitoring" / "alerts.yaml", folder)
+    (port,) = free_ports(1)
+    words = ["prometheus", f"--config.file={folder / 'prometheus.yaml'}", f"--web.listen-address=127.0.0.1:{port}"]
+    log = folder / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen([*words, f"--storage.tsdb.path={folder / 'data'}"], stdout=file, stderr=file)
+    wait_for(f"http://127.0.0.1:{port}/-/ready", log)
+    yield f"http://127.0.0.1:{port}"
+    process.terminate()
+    process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def ran(head: Head, prometheus: str | None, twelve_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with what the entrypoints of the jobs' manifests have made of thirteen files, one of them broken."""
+    folder = tmp_path_factory.mktemp("ran")
+    shutil.copytree(twelve_images, folder / "images")
+    (folder / "images" / "broken.png").write_bytes(b"no picture")
+    places = {"s3://photos/corpus": folder / "images", "s3://tokens/corpus": folder / "tokens"}
+    places |= {"s3://runs/base": folder / "run"}
     less = {"--workers": "1", "--threads": "1", "--batch-size": "4", "--worker-memory": "0.2"}
     jobs = []
-    for name, more in (("tokenize", []), ("train", ["--steps", "4", "--preset", "nano"])):
+    for name, more in (("tokenize", []), ("train", ["--steps", "4", "--log-every", "1", "--preset", "nano"])):
         words = [str(places.get(word, word)) for word in entrypoint(name)]
         words = [less.get(before, word) for before, word in zip(["", *words[:-1]], words, strict=True)]
         jobs.append(alit(head, *words, *more))
     for job in jobs:
         code, said = done(job)
         assert code == 0, said
-    assert (tokens / "_manifest.json").exists()
-    assert (run / "weights" / "model.safetensors").exists()
+    return folder
 
 
-def test_mistakes_are_sentences_and_the_jobs_own_exit_code(head: Head, photos: Path, tmp_path: Path) -> None:
-    moon = ["--worker-labels", "tier=moon", "--patience", "2"]
+@pytest.fixture(scope="module")
+def service(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of what the manifest's service configuration deploys."""
+    manifest = yaml.safe_load((CLUSTER / "kubernetes" / "base" / "serve.yaml").read_text())
+    config = yaml.safe_load(manifest["spec"]["serveConfigV2"])
+    (port,) = free_ports(1)
+    config["http_options"] |= {"host": "127.0.0.1", "port": port}
+    config["applications"][0]["args"] |= {"min_replicas": 1, "max_replicas": 1, "api_replicas": 1}
+    file = tmp_path_factory.mktemp("service") / "serve.yaml"
+    file.write_text(yaml.safe_dump(config))
+    deploy = [str(BIN / "serve"), "deploy", "-a", head.url, str(file)]
+    deployed = subprocess.run(deploy, env=os.environ | CALM, capture_output=True, text=True, check=False)
+    assert deployed.returncode == 0, deployed.stderr
+    wait_for(f"http://127.0.0.1:{port}/readyz", head.log, 90)
+    yield f"http://127.0.0.1:{port}"
+    shutdown = [str(BIN / "serve"), "shutdown", "-y", "-a", head.url]
+    assert subprocess.run(shutdown, env=os.environ | CALM, capture_output=True, check=False).returncode == 0
+
+
+def test_the_manifests_entrypoints_run_to_the_end(ran: Path) -> None:
+    assert (ran / "tokens" / "_manifest.json").exists()
+    assert (ran / "run" / "weights" / "model.safetensors").exists()
+
+
+def test_the_manifests_service_answers(service: str, twelve_images: Path) -> None:
+    with Client(service) as client:
+        (result,) = client.encode([(twelve_images / "0.png").read_bytes()], criterion="fixed:16")
+    assert len(result["ids"]) == 16
+
+
+@pytest.mark.parametrize("row", ["Service", "Tokenizing", "Training", "Cluster"])
+def test_every_panel_of_the_dashboard_has_something_to_show(
+    prometheus: str | None, ran: Path, service: str, twelve_images: Path, row: str
+) -> None:
+    """Of what ran on this cluster: it has no GPU and no autoscaler, and nothing was late."""
+    if prometheus is None:
+        pytest.skip("needs prometheus")
+    missing = {"GPU busy", "Model FLOPs utilization", "Too late", "Refused files per second", "asked for", "lost"}
+    with Client(service) as client:
+        client.encode([(twelve_images / "0.png").read_bytes()])
+    for panel in panels(row):
+        for target in panel["targets"]:
+            until = time.monotonic() + 20
+            while not (found := ask(prometheus, "query", query=filled(target["expr"], "5m"))):
+                if time.monotonic() > until or {panel["title"], target["legendFormat"]} & missing:
+                    break
+                time.sleep(0.5)
+            assert found or {panel["title"], target["legendFormat"]} & missing, (panel["title"], target["expr"])
+
+
+def test_mistakes_are_sentences_and_the_jobs_own_exit_code(head: Head, twelve_images: Path, tmp_path: Path) -> None:
+    one = [twelve_images, tmp_path / "out", "--workers", "1", "--patience", "2"]
     cases = {
         "'/absent' does not exist": alit(head, "tokenize", "/absent", tmp_path / "a"),
         "the cluster has no room for 1 x (0.5 CPU, 1 GPU) after 2 s": alit(
-            head, "tokenize", photos, tmp_path / "b", "--workers", "1", "--gpus-per-worker", "1", "--patience", "2"
+            head, "tokenize", *one, "--gpus-per-worker", "1"
         ),
-        "no room for 1 x (1 CPU) on tier=moon": alit(head, "tokenize", photos, tmp_path / "c", "--workers", "1", *moon),
+        "no room for 1 x (1 CPU) on tier=moon": alit(head, "tokenize", *one, "--worker-labels", "tier=moon"),
         "nobody answers at http://127.0.0.1:9": alit(head, "--address", "http://127.0.0.1:9", "tokenize", "a", "b"),
         "--address must be the URL": alit(head, "--address", "head:8265", "tokenize", "a", "b"),
         "the cluster asks for its token: set RAY_AUTH_MODE=token": alit(head, "tokenize", "a", "b", RAY_AUTH_TOKEN="x"),
@@ -100,29 +187,48 @@ def test_mistakes_are_sentences_and_the_jobs_own_exit_code(head: Head, photos: P
         assert "Traceback" not in said
 
 
-def test_a_job_that_is_stopped_leaves_nothing_running(head: Head, photos: Path, tmp_path: Path) -> None:
-    job = alit(head, "--name", "to-be-stopped", "train", "base", photos, tmp_path / "run", "--batch-size", "4")
-    until = time.monotonic() + 90
-    while not named(head.process.pid, "RayTrainWorker"):
-        assert job.poll() is None, done(job)
-        assert time.monotonic() < until
-        time.sleep(0.5)
+def test_an_environment_that_does_not_build_is_a_sentence(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in CALM.items():
+        monkeypatch.setenv(name, value)
+    absent = {"working_dir": "https://127.0.0.1:9/absent.zip"}
+    JobSubmissionClient(head.url).submit_job(entrypoint="true", submission_id="does-not-build", runtime_env=absent)
+    code, said = done(alit(head, "--follow-job", "does-not-build"))
+    assert code == 1
+    assert "alit: job does-not-build failed:" in said
+    assert "absent.zip" in said
+    assert "Traceback" not in said
+
+
+def test_a_job_that_is_killed_from_outside_leaves_nothing_running(
+    head: Head, twelve_images: Path, tmp_path: Path
+) -> None:
+    job = alit(head, "--name", "to-be-killed", "train", "base", twelve_images, tmp_path / "run", "--batch-size", "4")
+    await_processes(head, "RayTrainWorker", job)
+    titles = family(head.process.pid)
+    (driver,) = [pid for pid in named(head.process.pid, "jobs.cli") if titles[pid].startswith("python")]
+    os.kill(driver, signal.SIGKILL)
+    code, said = done(job)
+    assert code == 128 + signal.SIGKILL, said
+    assert "alit: job to-be-killed failed:" in said
+    await_none_of_ours(head)
+
+
+def test_a_job_that_is_stopped_leaves_nothing_running(head: Head, twelve_images: Path, tmp_path: Path) -> None:
+    job = alit(head, "--name", "to-be-stopped", "train", "base", twelve_images, tmp_path / "run", "--batch-size", "4")
+    await_processes(head, "RayTrainWorker", job)
     code, said = done(alit(head, "--stop-job", "to-be-stopped"))
     assert code == 0, said
     code, said = done(job)
     assert code == 130
     assert "was stopped" in said
-    until = time.monotonic() + 30
-    while left := [pid for word in ("RayTrainWorker", "jobs.cli", "Mailbox") for pid in named(head.process.pid, word)]:
-        assert time.monotonic() < until, left
-        time.sleep(0.5)
+    await_none_of_ours(head)
     again, said = done(alit(head, "--name", "to-be-stopped", "tokenize", "a", "b"))
     assert again == 2
     assert "to-be-stopped" in said
 
 
-def test_following_can_end_before_the_job(head: Head, photos: Path, tmp_path: Path) -> None:
-    job = alit(head, "--name", "goes-on", "tokenize", photos, tmp_path / "tokens", "--workers", "1")
+def test_following_can_end_before_the_job(head: Head, twelve_images: Path, tmp_path: Path) -> None:
+    job = alit(head, "--name", "goes-on", "tokenize", twelve_images, tmp_path / "tokens", "--workers", "1")
     assert job.stderr is not None
     while "goes on if this command is interrupted" not in job.stderr.readline():
         assert job.poll() is None
@@ -134,22 +240,3 @@ def test_following_can_end_before_the_job(head: Head, photos: Path, tmp_path: Pa
     code, said = done(alit(head, "--follow-job", "goes-on"))
     assert code == 0
     assert "12 images tokenized" in said
-
-
-def test_the_manifests_service_answers(head: Head, photos: Path, tmp_path: Path) -> None:
-    manifest = yaml.safe_load((CLUSTER / "kubernetes" / "base" / "serve.yaml").read_text())
-    config = yaml.safe_load(manifest["spec"]["serveConfigV2"])
-    (port,) = free_ports(1)
-    config["http_options"] |= {"host": "127.0.0.1", "port": port}
-    config["applications"][0]["args"] |= {"min_replicas": 1, "max_replicas": 1, "api_replicas": 1}
-    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
-    environment = os.environ | CALM
-    deploy = [str(BIN / "serve"), "deploy", "-a", head.url, str(tmp_path / "serve.yaml")]
-    done = subprocess.run(deploy, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    wait_for(f"http://127.0.0.1:{port}/readyz", head.log, 90)
-    with Client(f"http://127.0.0.1:{port}") as client:
-        (result,) = client.encode([(photos / "0.png").read_bytes()], criterion="fixed:16")
-    assert len(result["ids"]) == 16
-    shutdown = [str(BIN / "serve"), "shutdown", "-y", "-a", head.url]
-    assert subprocess.run(shutdown, env=environment, capture_output=True, check=False).returncode == 0

@@ -1,0 +1,25 @@
+"""The short form of `make hosts`: nodes on hosts of their own, one of which is cut off while a job runs."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hosts import Hosts, allowed, prepare, tokenize
+
+from alit.images import encode_image
+
+
+def test_nothing_is_lost_when_a_host_is_cut_off(capsys: pytest.CaptureFixture[str]) -> None:
+    if reason := allowed():
+        pytest.skip(reason)
+    random = np.random.default_rng(0)
+    files = [encode_image(random.integers(0, 256, (48, 64, 3), np.uint8)) for _ in range(160)]
+    with tempfile.TemporaryDirectory(prefix="hosts-") as folder, Hosts(Path(folder)) as hosts:
+        prepare(hosts, files, redis=False)
+        tokenize(hosts, len(files), cut=True)
+    said = capsys.readouterr().out
+    assert '"what": "a worker host was cut off"' in said
+    assert '"what": "tokenized and verified", "images": 160' in said
