@@ -30,6 +30,9 @@ from alit.weights import Weights, load_weights, read_config
 from serve.batching import Batcher, Late, Waiting
 from serve.config import Settings
 
+SECONDS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30]
+"""Of histograms."""
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Work:
@@ -197,8 +200,8 @@ class Encoder:
         self.late = metrics.Counter("alit_late_total", "Images whose time was over before their turn.")
         buckets = [0.1, 0.25, 0.5, 0.75, 0.9, 1.0]
         self.fill = metrics.Histogram("alit_batch_fill", "A batch's work over the largest allowed.", buckets)
-        self.queued = metrics.Histogram("alit_queue_seconds", "An image's wait for its batch.", [0.01, 0.1, 1, 10], ())
-        self.seconds = metrics.Histogram("alit_encode_seconds", "Computing a batch.", [0.01, 0.03, 0.1, 0.3, 1, 3, 10])
+        self.queued = metrics.Histogram("alit_queue_seconds", "An image's wait for its batch.", SECONDS)
+        self.seconds = metrics.Histogram("alit_encode_seconds", "Computing a batch.", SECONDS)
         lengths = sorted({length for model in self.models for length in model["lengths"]})
         self.lengths = metrics.Histogram(
             "alit_chosen_length", "Tokens per image.", [float(n) for n in lengths], ("model",)
@@ -248,18 +251,20 @@ class Encoder:
         """A batch's answers, after every iteration."""
         started, tags = time.monotonic(), {"model": works[0].model}
         rounds = Batch(weights.model, works).run()
-        while True:
-            with self._precision():
-                found = next(rounds, None)
-            if found is None:
-                break
-            for done in found.values():
-                done.fingerprint = weights.fingerprint
-                self.lengths.observe(done.num_tokens, tags)
-            self.images.inc(len(found), tags)
-            self.tokens.inc(sum(done.num_tokens for done in found.values()), tags)
-            yield found
-        self.seconds.observe(time.monotonic() - started)
+        try:
+            while True:
+                with self._precision():
+                    found = next(rounds, None)
+                if found is None:
+                    break
+                for done in found.values():
+                    done.fingerprint = weights.fingerprint
+                    self.lengths.observe(done.num_tokens, tags)
+                self.images.inc(len(found), tags)
+                self.tokens.inc(sum(done.num_tokens for done in found.values()), tags)
+                yield found
+        finally:  # nobody asks for more once all images are answered
+            self.seconds.observe(time.monotonic() - started)
 
     async def decode(self, model: str, tokens: list[np.ndarray]) -> np.ndarray | None:
         """Pixels of images, uint8 [B, S, S, 3]; None where too many wait already."""
