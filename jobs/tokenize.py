@@ -175,6 +175,8 @@ def _run(
         with ray_session() as ray, stop_on_sigterm(), unwrapped():  # Ray sets a handler of its own
             workers = workers_for(options, ray.cluster_resources(), len(todo))
             await_room([workers.needs], workers.labels, options.patience)
+            if workers.decoders:
+                await_room([{"CPU": 1}], workers.decode_labels, options.patience)
             dataset = stages(job, plan, Shared.of(loaded.model), todo, workers)
             follower.follow(dataset.iter_rows())
     missing = set(todo) - follower.done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -29,9 +30,12 @@ VERSION = "1.33"
 @cache
 def built(overlay: str) -> list[dict[str, Any]]:
     """All objects of an overlay, as `kubectl apply -k` would send them."""
+    return build(CLUSTER / "kubernetes" / "overlays" / overlay)
+
+
+def build(folder: Path) -> list[dict[str, Any]]:
     if shutil.which("kubectl") is None:
         pytest.skip("needs kubectl, which builds the overlays")
-    folder = CLUSTER / "kubernetes" / "overlays" / overlay
     made = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
     return list(yaml.safe_load_all(made.stdout))
@@ -102,6 +106,26 @@ def test_jobs_and_service_have_the_clusters_spec(overlay: str) -> None:
     groups = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     assert [group["groupName"] for group in groups] == [g["groupName"] for g in cluster["spec"]["workerGroupSpecs"]]
     assert {group["template"]["spec"]["priorityClassName"] for group in groups} == {"alit-online"}
+
+
+@pytest.mark.parametrize(
+    ("queue", "label"), [("kueue", "kueue.x-k8s.io/queue-name"), ("volcano", "volcano.sh/queue-name")]
+)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_jobs_can_wait_in_queues(overlay: str, queue: str, label: str, tmp_path: Path) -> None:
+    folder = CLUSTER / "kubernetes" / "overlays" / overlay
+    found = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    places = [*found["resources"], *found["components"], f"../../components/{queue}"]
+    places = [os.path.relpath((folder / place).resolve(), tmp_path.resolve()) for place in places]
+    (tmp_path / "kustomization.yaml").write_text(
+        yaml.safe_dump({"resources": places[:1], "components": places[1:]})  # kustomize takes no absolute ones
+    )
+    for each in build(tmp_path):
+        queued = each["metadata"].get("labels", {}).get(label)
+        assert queued == ("alit" if each["kind"] == "RayJob" else None)
+        if queued:
+            assert each["spec"]["suspend"] == (queue == "kueue")
+            assert list(kuberay("RayJob").iter_errors(each)) == []
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -171,6 +171,9 @@ def test_mistakes_are_sentences_and_the_jobs_own_exit_code(head: Head, twelve_im
             head, "tokenize", *one, "--gpus-per-worker", "1"
         ),
         "no room for 1 x (1 CPU) on tier=moon": alit(head, "tokenize", *one, "--worker-labels", "tier=moon"),
+        "no room for 1 x (1 CPU) on tier=sun": alit(
+            head, "tokenize", *one, "--decode-workers", "1", "--decode-labels", "tier=sun"
+        ),
         "nobody answers at http://127.0.0.1:9": alit(head, "--address", "http://127.0.0.1:9", "tokenize", "a", "b"),
         "--address must be the URL": alit(head, "--address", "head:8265", "tokenize", "a", "b"),
         "the cluster asks for its token: set RAY_AUTH_MODE=token": alit(head, "tokenize", "a", "b", RAY_AUTH_TOKEN="x"),
