@@ -108,24 +108,43 @@ def test_jobs_and_service_have_the_clusters_spec(overlay: str) -> None:
     assert {group["template"]["spec"]["priorityClassName"] for group in groups} == {"alit-online"}
 
 
+def build_with(overlay: str, component: str, folder: Path) -> list[dict[str, Any]]:
+    """An overlay's objects, with one more component before its others."""
+    given = CLUSTER / "kubernetes" / "overlays" / overlay
+    found = yaml.safe_load((given / "kustomization.yaml").read_text())
+    made = {
+        key: [os.path.relpath((given / place).resolve(), folder.resolve()) for place in places]  # it takes no others
+        for key, places in (
+            ("resources", found["resources"]),
+            ("components", [f"../../components/{component}", *found["components"]]),
+        )
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(made))
+    return build(folder)
+
+
 @pytest.mark.parametrize(
     ("queue", "label"), [("kueue", "kueue.x-k8s.io/queue-name"), ("volcano", "volcano.sh/queue-name")]
 )
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_jobs_can_wait_in_queues(overlay: str, queue: str, label: str, tmp_path: Path) -> None:
-    folder = CLUSTER / "kubernetes" / "overlays" / overlay
-    found = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    places = [*found["resources"], *found["components"], f"../../components/{queue}"]
-    places = [os.path.relpath((folder / place).resolve(), tmp_path.resolve()) for place in places]
-    (tmp_path / "kustomization.yaml").write_text(
-        yaml.safe_dump({"resources": places[:1], "components": places[1:]})  # kustomize takes no absolute ones
-    )
-    for each in build(tmp_path):
+def test_jobs_can_wait_in_queues(queue: str, label: str, tmp_path: Path) -> None:
+    for each in build_with("spot", queue, tmp_path):
         queued = each["metadata"].get("labels", {}).get(label)
         assert queued == ("alit" if each["kind"] == "RayJob" else None)
         if queued:
             assert each["spec"]["suspend"] == (queue == "kueue")
             assert list(kuberay("RayJob").iter_errors(each)) == []
+
+
+def test_rays_processes_can_encrypt_what_they_say(tmp_path: Path) -> None:
+    names = {"RayCluster": ["spec"], "RayJob": ["spec", "rayClusterSpec"], "RayService": ["spec", "rayClusterConfig"]}
+    found = [each for each in build_with("cpu", "tls", tmp_path) if each["kind"] in names]
+    assert len(found) == 4
+    for each in found:
+        spec = each
+        for name in names[each["kind"]]:
+            spec = spec[name]
+        assert spec["tlsOptions"] == {"enabled": True}
+        assert list(kuberay(each["kind"]).iter_errors(each)) == []
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
