@@ -91,9 +91,11 @@ def follow(client: Any, name: str) -> int:
             return STOPPED
         case _:
             code: int = ended.driver_exit_code or 0
-            if code <= 0:  # it never ran, or a signal ended it; else its log says why
-                print(f"alit: job {name} failed: {_gist(ended.message)}", file=sys.stderr)
-            return 128 - code if code < 0 else code or 1
+            if code > 0:  # its log says why, but where a signal ended it
+                print(f"alit: job {name} failed with exit code {code}", file=sys.stderr)
+                return code
+            print(f"alit: job {name} failed: {_gist(ended.message)}", file=sys.stderr)
+            return 128 - code if code else 1
 
 
 def connect(address: str | None) -> Any:

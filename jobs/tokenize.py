@@ -174,9 +174,7 @@ def _run(
     if todo:
         with ray_session() as ray, stop_on_sigterm(), unwrapped():  # Ray sets a handler of its own
             workers = workers_for(options, ray.cluster_resources(), len(todo))
-            await_room([workers.needs], workers.labels, options.patience)
-            if workers.decoders:
-                await_room([{"CPU": 1}], workers.decode_labels, options.patience)
+            room_for(workers, options.patience)
             dataset = stages(job, plan, Shared.of(loaded.model), todo, workers)
             follower.follow(dataset.iter_rows())
     missing = set(todo) - follower.done
@@ -237,6 +235,13 @@ def workers_for(options: TokenizeOptions, there: dict[str, float], shards: int) 
         decoders=decoders,
         decode_labels=labels("--decode-labels", options.decode_labels),
     )
+
+
+def room_for(workers: Workers, patience: float) -> None:
+    """Waits until the cluster has room for one of them, and for a task that decodes for it."""
+    await_room([workers.needs], workers.labels, patience)
+    if workers.decoders:
+        await_room([{"CPU": 1}], workers.decode_labels, patience)
 
 
 def stages(job: Job, plan: StoredPlan, model: Shared, shards: Sequence[int], workers: Workers) -> Any:

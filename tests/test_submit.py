@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,15 +12,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
+import pyarrow.compute
+import pyarrow.parquet as pq
 import pytest
 import yaml
-from clusters import BIN, CALM, Head, free_ports, wait_for
+from clusters import AUTHORIZED, BIN, CALM, Head, free_ports, wait_for
 from dashboard import ask, filled, panels
 from processes import family, named
-from ray.job_submission import JobSubmissionClient
 
+from alit.errors import AlitError
+from jobs.options import SubmitOptions
+from jobs.submit import submit
 from serve.client import Client
 
+pc: Any = pyarrow.compute
 CLUSTER = Path(__file__).parents[1] / "cluster"
 
 
@@ -53,18 +60,11 @@ def entrypoint(job: str) -> list[str]:
     return yaml.safe_load(text)["spec"]["entrypoint"].split()[1:]
 
 
-def await_processes(head: Head, word: str, job: subprocess.Popen[str], patience: float = 90) -> None:
+def await_processes(head: Head, word: str, count: int, job: subprocess.Popen[str], patience: float = 90) -> None:
     until = time.monotonic() + patience
-    while not named(head.process.pid, word):
+    while len(named(head.process.pid, word)) < count:
         assert job.poll() is None, done(job)
         assert time.monotonic() < until
-        time.sleep(0.3)
-
-
-def await_none_of_ours(head: Head, patience: float = 30) -> None:
-    until = time.monotonic() + patience
-    while left := [pid for word in ("RayTrainWorker", "jobs.cli", "Mailbox") for pid in named(head.process.pid, word)]:
-        assert time.monotonic() < until, left
         time.sleep(0.3)
 
 
@@ -156,32 +156,41 @@ def test_every_panel_of_the_dashboard_has_something_to_show(
     for panel in panels(row):
         for target in panel["targets"]:
             until = time.monotonic() + 20
-            while not (found := ask(prometheus, "query", query=filled(target["expr"], "5m"))):
+            while not (found := seen(prometheus, filled(target["expr"], "1m"))):
                 if time.monotonic() > until or {panel["title"], target["legendFormat"]} & missing:
                     break
                 time.sleep(0.5)
             assert found or {panel["title"], target["legendFormat"]} & missing, (panel["title"], target["expr"])
 
 
+def seen(prometheus: str, query: str) -> list[float]:
+    """The last values, within the last ten minutes, of what a query gives."""
+    now = time.time()
+    found = ask(prometheus, "query_range", query=query, start=now - 600, end=now, step=1)
+    return [float(series["values"][-1][1]) for series in found]
+
+
+def test_the_jobs_metrics_are_what_the_jobs_did(prometheus: str | None, ran: Path) -> None:
+    if prometheus is None:
+        pytest.skip("needs prometheus")
+    tokens = pq.read_table(ran / "tokens" / "data", columns=["num_tokens"])["num_tokens"]
+    where = f'{{dataset="{ran / "tokens"}"}}'
+    assert seen(prometheus, f"ray_alit_job_images_total{where}") == [12]
+    assert seen(prometheus, f"ray_alit_job_tokens_total{where}") == [pc.sum(tokens).as_py()]
+    assert seen(prometheus, f'ray_alit_job_rejects_total{{reason="not_an_image",dataset="{ran / "tokens"}"}}') == [1]
+    assert seen(prometheus, f'ray_alit_train_step{{run="{ran / "run"}"}}') == [4]
+    age = seen(prometheus, f'time() - ray_alit_train_checkpoint_timestamp_seconds{{run="{ran / "run"}"}}')
+    assert len(age) == 1
+    assert 0 <= age[0] < 600
+
+
 def test_mistakes_are_sentences_and_the_jobs_own_exit_code(head: Head, twelve_images: Path, tmp_path: Path) -> None:
     one = [twelve_images, tmp_path / "out", "--workers", "1", "--patience", "2"]
     cases = {
         "'/absent' does not exist": alit(head, "tokenize", "/absent", tmp_path / "a"),
-        "the cluster has no room for 1 x (0.5 CPU, 1 GPU) after 2 s": alit(
-            head, "tokenize", *one, "--gpus-per-worker", "1"
-        ),
-        "no room for 1 x (1 CPU) on tier=moon": alit(head, "tokenize", *one, "--worker-labels", "tier=moon"),
-        "no room for 1 x (1 CPU) on tier=sun": alit(
-            head, "tokenize", *one, "--decode-workers", "1", "--decode-labels", "tier=sun"
-        ),
-        "nobody answers at http://127.0.0.1:9": alit(head, "--address", "http://127.0.0.1:9", "tokenize", "a", "b"),
-        "--address must be the URL": alit(head, "--address", "head:8265", "tokenize", "a", "b"),
+        "no room for 1 x (0.5 CPU, 1 GPU) after 2 s": alit(head, "tokenize", *one, "--gpus-per-worker", "1"),
         "the cluster asks for its token: set RAY_AUTH_MODE=token": alit(head, "tokenize", "a", "b", RAY_AUTH_TOKEN="x"),
-        "--env NO_SUCH_VARIABLE: this variable is not set here": alit(
-            head, "--env", "NO_SUCH_VARIABLE", "tokenize", "a", "b"
-        ),
         "the cluster refuses": alit(head, "--follow-job", "absent"),
-        "--labels takes labels such as tier=gpu, got 'moon'": alit(head, "--labels", "moon", "tokenize", "a", "b"),
     }
     for words, process in cases.items():
         code, said = done(process)
@@ -190,44 +199,74 @@ def test_mistakes_are_sentences_and_the_jobs_own_exit_code(head: Head, twelve_im
         assert "Traceback" not in said
 
 
-def test_an_environment_that_does_not_build_is_a_sentence(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in CALM.items():
-        monkeypatch.setenv(name, value)
-    absent = {"working_dir": "https://127.0.0.1:9/absent.zip"}
-    JobSubmissionClient(head.url).submit_job(entrypoint="true", submission_id="does-not-build", runtime_env=absent)
-    code, said = done(alit(head, "--follow-job", "does-not-build"))
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"address": "http://127.0.0.1:9"}, "nobody answers at http://127.0.0.1:9"),
+        ({"address": "head:8265"}, "--address must be the URL"),
+        ({"env": ("NO_SUCH_VARIABLE",)}, "--env NO_SUCH_VARIABLE: this variable is not set here"),
+        ({"labels": ("moon",)}, "--labels takes labels such as tier=gpu, got 'moon'"),
+    ],
+)
+def test_mistakes_are_sentences_before_anything_is_sent(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(AlitError, match=re.escape(words)):
+        submit(["tokenize", "a", "b"], SubmitOptions(**options))
+
+
+def test_labels_that_no_node_has_are_said(head: Head) -> None:
+    code = """
+from jobs.runner import await_room, ray_session
+from jobs.tokenize import AlitError, room_for, Workers
+with ray_session():
+    for where in ({"labels": {"tier": "moon"}}, {"decoders": 1, "decode_labels": {"tier": "sun"}}, {"memory": 1 << 50}):
+        try:
+            room_for(Workers(count=1, **where), 1)
+        except AlitError as error:
+            print(error)
+"""
+    environment = os.environ | CALM | {"RAY_ADDRESS": head.address}
+    told = subprocess.run([BIN / "python", "-c", code], env=environment, capture_output=True, text=True, check=False)
+    moon, sun, memory = told.stdout.splitlines()
+    assert "no room for 1 x (1 CPU) on tier=moon after 1 s" in moon
+    assert "no room for 1 x (1 CPU) on tier=sun after 1 s" in sun
+    assert "no room for 1 x (1 CPU, 1.1259e+15 memory) after 1 s" in memory
+
+
+def test_an_environment_that_does_not_build_is_a_sentence(head: Head) -> None:
+    job = {"entrypoint": "true", "submission_id": "bare"}
+    job |= {"runtime_env": {"working_dir": "https://127.0.0.1:9/absent.zip"}}
+    assert httpx.post(f"{head.url}/api/jobs/", json=job, headers=AUTHORIZED).is_success
+    code, said = done(alit(head, "--follow-job", "bare"))
     assert code == 1
-    assert "alit: job does-not-build failed:" in said
+    assert "alit: job bare failed:" in said
     assert "absent.zip" in said
     assert "Traceback" not in said
 
 
-def test_a_job_that_is_killed_from_outside_leaves_nothing_running(
-    head: Head, twelve_images: Path, tmp_path: Path
-) -> None:
-    job = alit(head, "--name", "to-be-killed", "train", "base", twelve_images, tmp_path / "run", "--batch-size", "4")
-    await_processes(head, "RayTrainWorker", job)
-    titles = family(head.process.pid)
-    (driver,) = [pid for pid in named(head.process.pid, "jobs.cli") if titles[pid].startswith("python")]
-    os.kill(driver, signal.SIGKILL)
-    code, said = done(job)
-    assert code == 128 + signal.SIGKILL, said
-    assert "alit: job to-be-killed failed:" in said
-    await_none_of_ours(head)
-
-
-def test_a_job_that_is_stopped_leaves_nothing_running(head: Head, twelve_images: Path, tmp_path: Path) -> None:
-    job = alit(head, "--name", "to-be-stopped", "train", "base", twelve_images, tmp_path / "run", "--batch-size", "4")
-    await_processes(head, "RayTrainWorker", job)
-    code, said = done(alit(head, "--stop-job", "to-be-stopped"))
+def test_jobs_that_are_stopped_or_killed_leave_nothing_running(head: Head, twelve_images: Path, tmp_path: Path) -> None:
+    jobs = {
+        name: alit(head, "--name", name, "train", "base", twelve_images, tmp_path / name, "--batch-size", "4")
+        for name in ("stopped", "killed")
+    }
+    await_processes(head, "RayTrainWorker", 2, jobs["killed"])
+    drivers = [pid for pid, title in family(head.process.pid).items() if f"{tmp_path}/killed" in title]
+    os.kill(max(drivers), signal.SIGKILL)  # the last to be started: what comes before is a shell
+    code, said = done(alit(head, "--stop-job", "stopped"))
     assert code == 0, said
-    code, said = done(job)
+    code, said = done(jobs["stopped"])
     assert code == 130
-    assert "was stopped" in said
-    await_none_of_ours(head)
-    again, said = done(alit(head, "--name", "to-be-stopped", "tokenize", "a", "b"))
+    assert "alit: job stopped was stopped" in said
+    code, said = done(jobs["killed"])
+    assert code == 128 + signal.SIGKILL, said
+    assert "alit: job killed failed" in said
+    words = "RayTrainWorker", "jobs.cli", "Mailbox"
+    until = time.monotonic() + 30
+    while left := [pid for word in words for pid in named(head.process.pid, word)]:
+        assert time.monotonic() < until, left
+        time.sleep(0.3)
+    again, said = done(alit(head, "--name", "stopped", "tokenize", "a", "b"))
     assert again == 2
-    assert "to-be-stopped" in said
+    assert "stopped" in said
 
 
 def test_following_can_end_before_the_job(head: Head, twelve_images: Path, tmp_path: Path) -> None:
