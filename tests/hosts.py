@@ -14,7 +14,6 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -242,10 +241,10 @@ def prepare(hosts: Hosts, files: list[bytes], *, redis: bool) -> tuple[float, bo
     return time.monotonic() - started, server is not None
 
 
-def tokenize(hosts: Hosts, images: int, *, cut: bool) -> None:
+def tokenize(hosts: Hosts, images: int, *, cut: bool, criterion: str = "fixed:16") -> None:
     """Tokenizes on both workers; with `cut`, one of them is off the network for a while."""
     job = ["submit", "tokenize", f"s3://photos/in?{hosts.query}", f"s3://photos/tokens?{hosts.query}"]
-    job += ["--criterion", "fixed:16", "--rows-per-file", "16", "--workers", "2", "--worker-labels", "tier=cpu"]
+    job += ["--criterion", criterion, "--rows-per-file", "16", "--workers", "2", "--worker-labels", "tier=cpu"]
     started = time.monotonic()
     running = hosts.popen("head", str(BIN / "alit"), *job)
     data = hosts.folder / "store" / "s3" / "photos" / "tokens" / "data"
@@ -305,7 +304,7 @@ def serve(hosts: Hosts, photo: bytes, *, replace_head: bool) -> None:
     say(what="a serving host was cut off", to_its_return=round(hosts.come_back("two"), 1))
     if replace_head:
         gone = time.monotonic()
-        hosts.nodes["head"].stop(signal.SIGKILL)
+        hosts.nodes["head"].stop()
         shutil.rmtree(hosts.folder / "head" / "ray")  # a new pod or machine has nothing of the old one's
         time.sleep(5)
         hosts.head()

@@ -6,12 +6,14 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
 import yaml
 from clusters import BIN, CALM, Head
 
 CLUSTER = Path(__file__).parents[1] / "cluster"
 
 
+@pytest.mark.slow
 def test_pending_work_brings_nodes_and_idle_ones_leave(twelve_images: Path, tmp_path: Path) -> None:
     config = yaml.safe_load((CLUSTER / "ray-up-aws.yaml").read_text())
     names = "cluster_name", "max_workers"

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -60,9 +61,9 @@ def entrypoint(job: str) -> list[str]:
     return yaml.safe_load(text)["spec"]["entrypoint"].split()[1:]
 
 
-def await_processes(head: Head, word: str, count: int, job: subprocess.Popen[str], patience: float = 90) -> None:
+def await_process(head: Head, word: str, job: subprocess.Popen[str], patience: float = 90) -> None:
     until = time.monotonic() + patience
-    while len(named(head.process.pid, word)) < count:
+    while not named(head.process.pid, word):
         assert job.poll() is None, done(job)
         assert time.monotonic() < until
         time.sleep(0.3)
@@ -184,11 +185,25 @@ def test_the_jobs_metrics_are_what_the_jobs_did(prometheus: str | None, ran: Pat
     assert 0 <= age[0] < 600
 
 
+NO_ROOM = """
+from jobs.runner import ray_session
+from jobs.tokenize import AlitError, Workers, room_for
+with ray_session():
+    for where in ({"labels": {"tier": "moon"}}, {"decoders": 1, "decode_labels": {"tier": "sun"}}, {"memory": 1 << 50}):
+        try:
+            room_for(Workers(count=1, **where), 0.1)
+        except AlitError as error:
+            print(error)
+"""
+
+
 def test_mistakes_are_sentences_and_the_jobs_own_exit_code(head: Head, twelve_images: Path, tmp_path: Path) -> None:
-    one = [twelve_images, tmp_path / "out", "--workers", "1", "--patience", "2"]
+    variables = os.environ | CALM | {"RAY_ADDRESS": head.address}
+    rooms = subprocess.Popen([BIN / "python", "-c", NO_ROOM], env=variables, stdout=subprocess.PIPE, text=True)
+    one = [twelve_images, tmp_path / "out", "--workers", "1", "--patience", "0.1"]
     cases = {
         "'/absent' does not exist": alit(head, "tokenize", "/absent", tmp_path / "a"),
-        "no room for 1 x (0.5 CPU, 1 GPU) after 2 s": alit(head, "tokenize", *one, "--gpus-per-worker", "1"),
+        "no room for 1 x (0.5 CPU, 1 GPU) after 0.1 s": alit(head, "tokenize", *one, "--gpus-per-worker", "1"),
         "the cluster asks for its token: set RAY_AUTH_MODE=token": alit(head, "tokenize", "a", "b", RAY_AUTH_TOKEN="x"),
         "the cluster refuses": alit(head, "--follow-job", "absent"),
     }
@@ -197,6 +212,11 @@ def test_mistakes_are_sentences_and_the_jobs_own_exit_code(head: Head, twelve_im
         assert words in said, said
         assert code == 2, said
         assert "Traceback" not in said
+    out, _ = rooms.communicate(timeout=60)
+    moon, sun, memory = out.splitlines()
+    assert "no room for 1 x (1 CPU) on tier=moon after 0.1 s" in moon
+    assert "no room for 1 x (1 CPU) on tier=sun after 0.1 s" in sun
+    assert "no room for 1 x (1 CPU, 1.1259e+15 memory) after 0.1 s" in memory
 
 
 @pytest.mark.parametrize(
@@ -213,25 +233,6 @@ def test_mistakes_are_sentences_before_anything_is_sent(options: dict[str, Any],
         submit(["tokenize", "a", "b"], SubmitOptions(**options))
 
 
-def test_labels_that_no_node_has_are_said(head: Head) -> None:
-    code = """
-from jobs.runner import await_room, ray_session
-from jobs.tokenize import AlitError, room_for, Workers
-with ray_session():
-    for where in ({"labels": {"tier": "moon"}}, {"decoders": 1, "decode_labels": {"tier": "sun"}}, {"memory": 1 << 50}):
-        try:
-            room_for(Workers(count=1, **where), 1)
-        except AlitError as error:
-            print(error)
-"""
-    environment = os.environ | CALM | {"RAY_ADDRESS": head.address}
-    told = subprocess.run([BIN / "python", "-c", code], env=environment, capture_output=True, text=True, check=False)
-    moon, sun, memory = told.stdout.splitlines()
-    assert "no room for 1 x (1 CPU) on tier=moon after 1 s" in moon
-    assert "no room for 1 x (1 CPU) on tier=sun after 1 s" in sun
-    assert "no room for 1 x (1 CPU, 1.1259e+15 memory) after 1 s" in memory
-
-
 def test_an_environment_that_does_not_build_is_a_sentence(head: Head) -> None:
     job = {"entrypoint": "true", "submission_id": "bare"}
     job |= {"runtime_env": {"working_dir": "https://127.0.0.1:9/absent.zip"}}
@@ -243,23 +244,35 @@ def test_an_environment_that_does_not_build_is_a_sentence(head: Head) -> None:
     assert "Traceback" not in said
 
 
-def test_jobs_that_are_stopped_or_killed_leave_nothing_running(head: Head, twelve_images: Path, tmp_path: Path) -> None:
-    jobs = {
-        name: alit(head, "--name", name, "train", "base", twelve_images, tmp_path / name, "--batch-size", "4")
-        for name in ("stopped", "killed")
-    }
-    await_processes(head, "RayTrainWorker", 2, jobs["killed"])
-    drivers = [pid for pid, title in family(head.process.pid).items() if f"{tmp_path}/killed" in title]
-    os.kill(max(drivers), signal.SIGKILL)  # the last to be started: what comes before is a shell
-    code, said = done(alit(head, "--stop-job", "stopped"))
-    assert code == 0, said
-    code, said = done(jobs["stopped"])
-    assert code == 130
-    assert "alit: job stopped was stopped" in said
-    code, said = done(jobs["killed"])
+@pytest.mark.slow
+def test_jobs_that_are_left_stopped_or_killed_leave_nothing_running(
+    head: Head, twelve_images: Path, tmp_path: Path
+) -> None:
+    links = tmp_path / "links.txt"
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # its clients wait
+        links.write_text("".join(f"http://127.0.0.1:{silent.getsockname()[1]}/{i}.png\n" for i in range(64)))
+        killed = alit(head, "--name", "killed", "tokenize", links, tmp_path / "tokens", "--workers", "1")
+        train = ["train", "base", twelve_images, tmp_path / "run", "--batch-size", "4", "--threads", "1"]
+        stopped = alit(head, "--name", "stopped", *train)
+        await_process(head, "MapWorker", killed)
+        titles = family(head.process.pid)
+        (driver,) = [pid for pid, title in titles.items() if title.startswith("python") and str(links) in title]
+        os.kill(driver, signal.SIGKILL)
+        code, said = done(killed)
     assert code == 128 + signal.SIGKILL, said
     assert "alit: job killed failed" in said
-    words = "RayTrainWorker", "jobs.cli", "Mailbox"
+    await_process(head, "RayTrainWorker", stopped)
+    stopped.send_signal(signal.SIGINT)  # ends the following, not the job
+    code, said = done(stopped)
+    assert code == 130
+    assert "alit submit --follow-job stopped shows it again" in said
+    following = alit(head, "--follow-job", "stopped")
+    code, said = done(alit(head, "--stop-job", "stopped"))
+    assert code == 0, said
+    code, said = done(following)
+    assert code == 130
+    assert "alit: job stopped was stopped" in said
+    words = "RayTrainWorker", "MapWorker", "jobs.cli", "Mailbox"
     until = time.monotonic() + 30
     while left := [pid for word in words for pid in named(head.process.pid, word)]:
         assert time.monotonic() < until, left
@@ -269,16 +282,14 @@ def test_jobs_that_are_stopped_or_killed_leave_nothing_running(head: Head, twelv
     assert "stopped" in said
 
 
-def test_following_can_end_before_the_job(head: Head, twelve_images: Path, tmp_path: Path) -> None:
-    job = alit(head, "--name", "goes-on", "tokenize", twelve_images, tmp_path / "tokens", "--workers", "1")
+def test_a_head_that_is_lost_is_a_sentence(head: Head, twelve_images: Path, tmp_path: Path) -> None:
+    job = alit(head, "--name", "orphan", "tokenize", twelve_images, tmp_path / "out", "--worker-labels", "tier=moon")
     assert job.stderr is not None
     while "goes on if this command is interrupted" not in job.stderr.readline():
         assert job.poll() is None
-    time.sleep(1)
-    job.send_signal(signal.SIGINT)
+    time.sleep(1)  # for the log to be asked for
+    head.stop()
     code, said = done(job)
-    assert code == 130
-    assert "--follow-job goes-on" in said
-    code, said = done(alit(head, "--follow-job", "goes-on"))
-    assert code == 0
-    assert "12 images tokenized" in said
+    assert code == 2
+    assert "the cluster does not answer any more" in said
+    assert "Traceback" not in said
