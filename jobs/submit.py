@@ -8,6 +8,7 @@ import os
 import shlex
 import socket
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ from jobs.options import SubmitOptions, labels
 ADDRESS = "RAY_API_SERVER_ADDRESS"
 PACKAGES = ("alit", "jobs", "serve")
 STOPPED = 130
+PENDING = 5.0
+"""Seconds after which a person would like to know why a job does not begin."""
 
 
 def submit(command: Sequence[str], options: SubmitOptions) -> int:
@@ -63,8 +66,15 @@ def stop(name: str, address: str | None) -> None:
     """Stops a job, as SIGTERM would: what it has written stays, and the same command goes on."""
     client = connect(address)
     with telling():
+        pending = str(client.get_job_status(name)) == "PENDING"
         stopped = client.stop_job(name)
-    print(f"alit: {name} is being stopped" if stopped else f"alit: {name} had ended already", file=sys.stderr)
+    if pending and stopped:  # Ray asks a process to stop it that is not there yet
+        said = (
+            "has not begun: it ends when it would begin, or when Ray gives it up (900 s by default)"
+        )
+    else:
+        said = "is being stopped" if stopped else "had ended already"
+    print(f"alit: {name} {said}", file=sys.stderr)
 
 
 def follow(client: Any, name: str) -> int:
@@ -76,7 +86,7 @@ def follow(client: Any, name: str) -> int:
 
     try:
         with telling():
-            client.get_job_status(name)  # a name that is not known
+            _await_start(client, name)
             asyncio.run(tail())
             ended = client.get_job_info(name)
     except KeyboardInterrupt:
@@ -96,6 +106,17 @@ def follow(client: Any, name: str) -> int:
                 return code
             print(f"alit: job {name} failed: {_gist(ended.message)}", file=sys.stderr)
             return 128 - code if code else 1
+
+
+def _await_start(client: Any, name: str) -> None:
+    """Waits until a job is under way or over, and says why it is not, where that takes long."""
+    until = time.monotonic() + PENDING
+    while str(client.get_job_status(name)) == "PENDING":
+        if until and time.monotonic() > until:
+            said = "it waits for a node that has what --labels and --cpus ask for, or for its environment to be built"
+            print(f"alit: job {name} has not begun: {said}", file=sys.stderr)
+            until = 0.0
+        time.sleep(0.5)
 
 
 def connect(address: str | None) -> Any:

@@ -71,7 +71,7 @@ def draw(url: str, row: str, minutes: float, where: Path, interval: str = "1m") 
             query = filled(target["expr"], interval)
             span = {"start": now - 60 * minutes, "end": now, "step": max(1, int(minutes * 60 / 200))}
             if panel["type"] == "bargauge":
-                for series in ask(url, "query", query=filled(target["expr"], f"{minutes:g}m")):
+                for series in ask(url, "query", query=filled(target["expr"], f"{int(60 * minutes)}s")):
                     axis.barh(legend(target, series["metric"]), float(series["value"][1]))
                 continue
             for series in ask(url, "query_range", query=query, **span):

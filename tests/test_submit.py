@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from clusters import AUTHORIZED, BIN, CALM, Head, free_ports, wait_for
+from clusters import AUTHORIZED, BIN, CALM, Head, Node, free_ports, wait_for
 from dashboard import ask, filled, panels
 from processes import family, named
 
@@ -56,9 +57,45 @@ def done(process: subprocess.Popen[str], patience: float = 150) -> tuple[int, st
     return process.returncode, out + err
 
 
-def entrypoint(job: str) -> list[str]:
-    text = (CLUSTER / "kubernetes" / "base" / f"{job}.yaml").read_text()
-    return yaml.safe_load(text)["spec"]["entrypoint"].split()[1:]
+def base(name: str) -> dict[str, Any]:
+    """The spec of a manifest for CPUs."""
+    return yaml.safe_load((CLUSTER / "kubernetes" / "base" / f"{name}.yaml").read_text())["spec"]
+
+
+def overlay(name: str, kind: str) -> dict[str, dict[str, Any]]:
+    """The objects of a kind in an overlay, by name."""
+    words = ["kubectl", "kustomize", str(CLUSTER / "kubernetes" / "overlays" / name)]
+    if shutil.which("kubectl") is None:
+        pytest.skip("needs kubectl, which builds the overlays")
+    made = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    return {each["metadata"]["name"]: each for each in yaml.safe_load_all(made) if each["kind"] == kind}
+
+
+def run_entrypoint(head: Head, entrypoint: str, folder: Path, *more: str, **less: str) -> subprocess.Popen[str]:
+    """Submits a manifest's entrypoint, with other places and with other values of some options."""
+    places = {"s3://photos/corpus": folder / "images", "s3://tokens/corpus": folder / "tokens"}
+    places |= {"s3://runs/base": folder / "run"}
+    words = [str(places.get(word, word)) for word in entrypoint.split()[1:]]
+    less = {f"--{name.replace('_', '-')}": value for name, value in less.items()}
+    words = [less.get(before, word) for before, word in zip(["", *words[:-1]], words, strict=True)]
+    return alit(head, *words, *more)
+
+
+@contextmanager
+def deployed(head: Head, config: str, folder: Path, **less: int) -> Iterator[str]:
+    """The address of what a manifest's serveConfigV2 deploys, with other values of some settings."""
+    found = yaml.safe_load(config)
+    (port,) = free_ports(1)
+    found["http_options"] |= {"host": "127.0.0.1", "port": port}
+    found["applications"][0]["args"] |= less
+    (folder / "serve.yaml").write_text(yaml.safe_dump(found))
+    deploy = [str(BIN / "serve"), "deploy", "-a", head.url, str(folder / "serve.yaml")]
+    done = subprocess.run(deploy, env=os.environ | CALM, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    wait_for(f"http://127.0.0.1:{port}/readyz", head.log, 90)
+    yield f"http://127.0.0.1:{port}"
+    shutdown = [str(BIN / "serve"), "shutdown", "-y", "-a", head.url]
+    assert subprocess.run(shutdown, env=os.environ | CALM, capture_output=True, check=False).returncode == 0
 
 
 def await_process(head: Head, word: str, job: subprocess.Popen[str], patience: float = 90) -> None:
@@ -100,15 +137,11 @@ def ran(head: Head, prometheus: str | None, twelve_images: Path, tmp_path_factor
     folder = tmp_path_factory.mktemp("ran")
     shutil.copytree(twelve_images, folder / "images")
     (folder / "images" / "broken.png").write_bytes(b"no picture")
-    places = {"s3://photos/corpus": folder / "images", "s3://tokens/corpus": folder / "tokens"}
-    places |= {"s3://runs/base": folder / "run"}
-    less = {"--workers": "1", "--threads": "1", "--batch-size": "4", "--worker-memory": "0.2"}
-    jobs = []
-    for name, more in (("tokenize", []), ("train", ["--steps", "4", "--log-every", "1", "--preset", "nano"])):
-        words = [str(places.get(word, word)) for word in entrypoint(name)]
-        words = [less.get(before, word) for before, word in zip(["", *words[:-1]], words, strict=True)]
-        jobs.append(alit(head, *words, *more))
-    for job in jobs:
+    less = {"workers": "1", "threads": "1", "batch_size": "4", "worker_memory": "0.2"}
+    train = ["--steps", "4", "--log-every", "1", "--preset", "nano"]
+    running = [run_entrypoint(head, base("tokenize")["entrypoint"], folder, **less)]
+    running += [run_entrypoint(head, base("train")["entrypoint"], folder, *train, **less)]
+    for job in running:
         code, said = done(job)
         assert code == 0, said
     return folder
@@ -117,20 +150,10 @@ def ran(head: Head, prometheus: str | None, twelve_images: Path, tmp_path_factor
 @pytest.fixture(scope="module")
 def service(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of what the manifest's service configuration deploys."""
-    manifest = yaml.safe_load((CLUSTER / "kubernetes" / "base" / "serve.yaml").read_text())
-    config = yaml.safe_load(manifest["spec"]["serveConfigV2"])
-    (port,) = free_ports(1)
-    config["http_options"] |= {"host": "127.0.0.1", "port": port}
-    config["applications"][0]["args"] |= {"min_replicas": 1, "max_replicas": 1, "api_replicas": 1}
-    file = tmp_path_factory.mktemp("service") / "serve.yaml"
-    file.write_text(yaml.safe_dump(config))
-    deploy = [str(BIN / "serve"), "deploy", "-a", head.url, str(file)]
-    deployed = subprocess.run(deploy, env=os.environ | CALM, capture_output=True, text=True, check=False)
-    assert deployed.returncode == 0, deployed.stderr
-    wait_for(f"http://127.0.0.1:{port}/readyz", head.log, 90)
-    yield f"http://127.0.0.1:{port}"
-    shutdown = [str(BIN / "serve"), "shutdown", "-y", "-a", head.url]
-    assert subprocess.run(shutdown, env=os.environ | CALM, capture_output=True, check=False).returncode == 0
+    config = base("serve")["serveConfigV2"]
+    less = {"min_replicas": 1, "max_replicas": 1, "api_replicas": 1}
+    with deployed(head, config, tmp_path_factory.mktemp("service"), **less) as url:
+        yield url
 
 
 def test_the_manifests_entrypoints_run_to_the_end(ran: Path) -> None:
@@ -244,6 +267,18 @@ def test_an_environment_that_does_not_build_is_a_sentence(head: Head) -> None:
     assert "Traceback" not in said
 
 
+def test_a_job_that_cannot_begin_says_why(head: Head) -> None:
+    job = alit(head, "--name", "nowhere", "--labels", "tier=moon", "tokenize", "a", "b")
+    assert job.stderr is not None
+    while "alit: job nowhere has not begun: it waits for a node" not in (line := job.stderr.readline()):
+        assert line
+    job.send_signal(signal.SIGINT)
+    assert done(job)[0] == 130
+    code, said = done(alit(head, "--stop-job", "nowhere"))
+    assert code == 0, said
+    assert "alit: nowhere has not begun: it ends when it would begin" in said
+
+
 @pytest.mark.slow
 def test_jobs_that_are_left_stopped_or_killed_leave_nothing_running(
     head: Head, twelve_images: Path, tmp_path: Path
@@ -280,6 +315,43 @@ def test_jobs_that_are_left_stopped_or_killed_leave_nothing_running(
     again, said = done(alit(head, "--name", "stopped", "tokenize", "a", "b"))
     assert again == 2
     assert "stopped" in said
+
+
+@pytest.mark.slow
+def test_the_manifests_for_gpus_do_the_same(head: Head, twelve_images: Path, tmp_path: Path) -> None:
+    """On a node that says that it has GPUs: Ray places the work on it, which is then done on the CPU.
+
+    Training asks PyTorch for the GPU, so `--gpus on` becomes `off` here.
+    """
+    words = ["--address", head.address, "--num-gpus", "2", "--num-cpus", "8", "--labels", "tier=gpu"]
+    node = Node(head.folder / "gpu", [*words, "--object-store-memory", str(100 << 20)])
+    try:
+        seen: set[str] = set()
+        for name in ("single-gpu", "multi-gpu", "spot"):
+            jobs, folder = overlay(name, "RayJob"), tmp_path / name
+            shutil.copytree(twelve_images, folder / "images")
+            tokenizing, training = (jobs[f"alit-{kind}"]["spec"]["entrypoint"] for kind in ("tokenize", "train"))
+            less = {"workers": "2" if "16" in tokenizing else "1", "worker_memory": "0.2", "decode_workers": "1"}
+            running = []
+            if tokenizing not in seen:
+                running.append(run_entrypoint(head, tokenizing, folder, **less))
+            more = ["--steps", "2", "--preset", "nano", "--batch-size", "4"]  # of an option twice, the last counts
+            less = {"workers": "1:2" if ":" in training else "1", "threads": "1", "gpus": "off"}
+            running.append(
+                run_entrypoint(head, training, folder, *more, "--batch-size", "4", **less)
+            )  # the last counts
+            for job in running:
+                code, said = done(job)
+                assert code == 0, said
+            config = overlay(name, "RayService")["alit-serve"]["spec"]["serveConfigV2"]
+            if config not in seen:
+                less_of_it = {"min_replicas": 1, "max_replicas": 1, "api_replicas": 1, "threads": 1}
+                with deployed(head, config, folder, **less_of_it) as url, Client(url) as client:
+                    (result,) = client.encode([(twelve_images / "0.png").read_bytes()], criterion="fixed:16")
+                    assert len(result["ids"]) == 16
+            seen |= {tokenizing, config}
+    finally:
+        node.stop()
 
 
 def test_a_head_that_is_lost_is_a_sentence(head: Head, twelve_images: Path, tmp_path: Path) -> None:
