@@ -34,17 +34,17 @@ class TokenizeMetrics:
         for metric in (self.images, self.tokens, self.rejects, self.waited):
             metric.set_default_tags(tags)
         self._told = -1, 0, 0  # shard, and its images and tokens until now
+        self._rejected: list[str] = []  # reasons, to be told with the images beside them
 
     def watched(self, batches: Iterator[Decoded]) -> Iterator[Decoded]:
-        """The batches, having measured how long each was waited for, and counted its rejects."""
+        """The batches, having measured how long each was waited for, and noted its rejects."""
         while True:
             started = time.monotonic()
             decoded = next(batches, None)
             _add(self.waited, time.monotonic() - started)
             if decoded is None:
                 return
-            for reason, _ in decoded.rejects:
-                self.rejects.inc(1, {"reason": reason})
+            self._rejected += [reason for reason, _ in decoded.rejects]
             yield decoded
 
     def count(self, counts: Counts) -> None:
@@ -55,6 +55,9 @@ class TokenizeMetrics:
         _add(self.images, counts.images - again * images_before)
         _add(self.tokens, tokens - again * tokens_before)
         self._told = counts.shard, counts.images, tokens
+        for reason in self._rejected:
+            self.rejects.inc(1, {"reason": reason})
+        self._rejected = []
 
 
 class TrainMetrics:

@@ -69,9 +69,7 @@ def stop(name: str, address: str | None) -> None:
         pending = str(client.get_job_status(name)) == "PENDING"
         stopped = client.stop_job(name)
     if pending and stopped:  # Ray asks a process to stop it that is not there yet
-        said = (
-            "has not begun: it ends when it would begin, or when Ray gives it up (900 s by default)"
-        )
+        said = "has not begun: it ends when it would begin, or when Ray gives it up (900 s by default)"
     else:
         said = "is being stopped" if stopped else "had ended already"
     print(f"alit: {name} {said}", file=sys.stderr)

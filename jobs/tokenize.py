@@ -257,7 +257,7 @@ def stages(job: Job, plan: StoredPlan, model: Shared, shards: Sequence[int], wor
     return ray.data.from_arrow(blocks).map_batches(
         Tokenizer,
         fn_constructor_args=(job, plan, model, workers.decoders, workers.decode_labels),
-        batch_size=None,
+        batch_size=together,  # a block; with GPUs Ray Data will not take None
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=workers.count, max_tasks_in_flight_per_actor=2),
         num_cpus=workers.needs["CPU"],

@@ -59,34 +59,32 @@ def draw(url: str, row: str, minutes: float, where: Path, interval: str = "1m") 
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.dates import ConciseDateFormatter, date2num
     from matplotlib.ticker import EngFormatter, PercentFormatter
 
+    shapes = {"percentunit": PercentFormatter(1), "bytes": EngFormatter("B"), "s": EngFormatter("s")}
     found = list(panels(row))
     height = math.ceil(len(found) / COLUMNS)
     figure, axes = pyplot.subplots(height, COLUMNS, figsize=(14, 2.9 * height), squeeze=False)
     now = time.time()
     for axis, panel in zip(axes.flat, found, strict=False):
+        bars = panel["type"] == "bargauge"
         for target in panel["targets"]:
-            query = filled(target["expr"], interval)
-            span = {"start": now - 60 * minutes, "end": now, "step": max(1, int(minutes * 60 / 200))}
-            if panel["type"] == "bargauge":
-                for series in ask(url, "query", query=filled(target["expr"], f"{int(60 * minutes)}s")):
+            if bars:
+                query = filled(target["expr"], f"{int(60 * minutes)}s")
+                for series in ask(url, "query", query=query, time=now):
                     axis.barh(legend(target, series["metric"]), float(series["value"][1]))
                 continue
-            for series in ask(url, "query_range", query=query, **span):
+            span = {"start": now - 60 * minutes, "end": now, "step": max(1, int(minutes * 60 / 200))}
+            for series in ask(url, "query_range", query=filled(target["expr"], interval), **span):
                 times, values = zip(*series["values"], strict=True)
-                moments = date2num([time_of(each) for each in times])
-                axis.plot(moments, [float(v) for v in values], label=legend(target, series["metric"]), lw=1.4)
-            axis.set_xlim(date2num(time_of(now - 60 * minutes)), date2num(time_of(now)))
-            axis.xaxis.set_major_formatter(ConciseDateFormatter(axis.xaxis.get_major_locator()))
+                ago = [(at - now) / 60 for at in times]
+                axis.plot(ago, [float(v) for v in values], label=legend(target, series["metric"]), lw=1.4)
+        if not bars:
+            axis.set_xlim(-minutes, 0)
             axis.set_ylim(bottom=0)
-        unit = panel["fieldConfig"]["defaults"]["unit"]
-        if panel["type"] != "bargauge":
-            if unit == "percentunit":
-                axis.yaxis.set_major_formatter(PercentFormatter(1))
-            elif unit in ("bytes", "s"):
-                axis.yaxis.set_major_formatter(EngFormatter("B" if unit == "bytes" else "s"))
+            axis.set_xlabel("minutes", fontsize=8, loc="right")
+            if shape := shapes.get(panel["fieldConfig"]["defaults"]["unit"]):
+                axis.yaxis.set_major_formatter(shape)
         axis.set_title(panel["title"], fontsize=10, loc="left")
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
@@ -99,12 +97,6 @@ def draw(url: str, row: str, minutes: float, where: Path, interval: str = "1m") 
     figure.tight_layout()
     figure.savefig(where, dpi=80)
     pyplot.close(figure)
-
-
-def time_of(seconds: float) -> Any:
-    from datetime import UTC, datetime
-
-    return datetime.fromtimestamp(float(seconds), UTC)
 
 
 def main() -> None:
