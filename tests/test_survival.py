@@ -28,7 +28,7 @@ from alit.weights import save_weights
 from jobs import shards
 from jobs.options import TokenizeOptions
 from jobs.runner import local_cpus
-from jobs.tokenize import Workers, tokenize, workers_for
+from jobs.tokenize import Workers, stages, tokenize, workers_for
 from jobs.verify import verify
 
 COUNT = 600
@@ -212,3 +212,10 @@ def test_as_many_workers_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -
     assert (placed.labels, placed.decode_labels) == ({"tier": "gpu"}, {"tier": "cpu", "zone": "!a"})
     monkeypatch.delenv("RAY_ADDRESS")
     assert found({"CPU": 1000.0}) == Workers(count=local_cpus())
+
+
+def test_ray_data_takes_workers_with_gpus(ray_session: None) -> None:
+    """It refuses some options with GPUs that it takes without; nothing is run."""
+    unused: Any = None
+    with_gpus = Workers(count=2, gpus=0.5, memory=1 << 30, labels={"tier": "gpu"}, decoders=1)
+    assert stages(unused, unused, unused, range(5), with_gpus) is not None
