@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,28 @@ def test_entrypoints_are_commands_with_options_that_exist(overlay: str, monkeypa
             low, _, high = options.workers.partition(":")
             counts = range(int(low), int(high or low) + 1)
             assert all(given[3].batch_size % count == 0 for count in counts)
+
+
+def test_the_runbooks_commands_are_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (CLUSTER / "README.md").read_text()
+    found = [line.split("#")[0] for line in re.findall(r"^alit .*$|(?<=`)alit [^`]* [^`]*(?=`)", text, re.MULTILINE)]
+    found = [words for words in map(str.split, found) if len(words) > 2]
+    assert {tuple(words[1:3]) for words in found} >= {("submit", "tokenize"), ("plan", "tokenize")}
+    seen: list[str] = []
+    for name in ("jobs.submit.submit", "jobs.submit.resume", "jobs.submit.stop", "jobs.tokenize.tokenize"):
+        monkeypatch.setattr(name, lambda *given, name=name: seen.append(name) or 0)
+    monkeypatch.setattr("jobs.tokenize.describe", lambda *given: None)
+    monkeypatch.setattr("jobs.sizing.Rates.read", lambda *given: None)
+    monkeypatch.setattr("jobs.sizing.plan", lambda *given: seen.append("plan"))
+    monkeypatch.setattr("jobs.benchmark.benchmark_tokenize", lambda *given, **more: seen.append("benchmark"))
+    for words in found:
+        for command in (words[1:], words[2:] if words[1] == "submit" and not words[2].startswith("--") else None):
+            if command is None:
+                continue
+            before = len(seen)
+            with suppress(SystemExit):
+                cli.main(command)
+            assert len(seen) == before + 1, command
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
