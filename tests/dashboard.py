@@ -61,7 +61,11 @@ def draw(url: str, row: str, minutes: float, where: Path, interval: str = "1m") 
     from matplotlib import pyplot
     from matplotlib.ticker import EngFormatter, PercentFormatter
 
-    shapes = {"percentunit": PercentFormatter(1), "bytes": EngFormatter("B"), "s": EngFormatter("s")}
+    shapes = {  # made anew for each axis, which they keep
+        "percentunit": lambda: PercentFormatter(1),
+        "bytes": lambda: EngFormatter("B"),
+        "s": lambda: EngFormatter("s"),
+    }
     found = list(panels(row))
     height = math.ceil(len(found) / COLUMNS)
     figure, axes = pyplot.subplots(height, COLUMNS, figsize=(14, 2.9 * height), squeeze=False)
@@ -84,7 +88,7 @@ def draw(url: str, row: str, minutes: float, where: Path, interval: str = "1m") 
             axis.set_ylim(bottom=0)
             axis.set_xlabel("minutes", fontsize=8, loc="right")
             if shape := shapes.get(panel["fieldConfig"]["defaults"]["unit"]):
-                axis.yaxis.set_major_formatter(shape)
+                axis.yaxis.set_major_formatter(shape())
         axis.set_title(panel["title"], fontsize=10, loc="left")
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
