@@ -31,17 +31,24 @@ class TokenizeMetrics:
         self.waited = metrics.Counter(
             "alit_job_wait_seconds_total", "The model's waiting for decoded images.", ("dataset",)
         )
-        for metric in (self.images, self.tokens, self.rejects, self.waited):
+        self.lived = metrics.Counter(
+            "alit_job_seconds_total", "The model's time with shards, waiting and all.", ("dataset",)
+        )
+        for metric in (self.images, self.tokens, self.rejects, self.waited, self.lived):
             metric.set_default_tags(tags)
         self._told = -1, 0, 0  # shard, and its images and tokens until now
         self._rejected: list[str] = []  # reasons, to be told with the images beside them
 
     def watched(self, batches: Iterator[Decoded]) -> Iterator[Decoded]:
         """The batches, having measured how long each was waited for, and noted its rejects."""
+        began = time.monotonic()
         while True:
-            started = time.monotonic()
+            asked = time.monotonic()
             decoded = next(batches, None)
-            _add(self.waited, time.monotonic() - started)
+            now = time.monotonic()
+            _add(self.waited, now - asked)
+            _add(self.lived, now - began)
+            began = now
             if decoded is None:
                 return
             self._rejected += [reason for reason, _ in decoded.rejects]

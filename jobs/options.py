@@ -48,7 +48,7 @@ class TokenizeOptions:
         worker_memory: GiB of heap that a worker is given room for: Ray puts no more of them on a node than fit.
         worker_labels: Where workers run, by the nodes' labels, such as --worker-labels tier=gpu.
         decode_labels: Where the CPU tasks that decode for them run.
-        patience: Seconds to wait for a cluster to have room for the first worker.
+        patience: Seconds to wait for a cluster to have room for the first worker and a task that decodes for it.
     """
 
     criterion: Annotated[str | None, arg(help=CRITERION_HELP)] = None

@@ -125,12 +125,11 @@ def ray_session(cpus: int = 0) -> Iterator[Any]:
             ray.shutdown()
 
 
-def await_room(bundles: Sequence[Mapping[str, float]], labels: dict[str, str], patience: float) -> None:
-    """Waits until a cluster that was joined has room for all bundles at once, which makes an autoscaler bring nodes.
+def await_room(wanted: Sequence[tuple[Mapping[str, float], Mapping[str, str]]], patience: float) -> None:
+    """Waits until a cluster that was joined has room for all of it at once, which makes an autoscaler bring nodes.
 
     Args:
-        bundles: of resources, as Ray counts them; each lies on one node.
-        labels: of the nodes.
+        wanted: bundles of resources, as Ray counts them, each with the labels of the node on which it lies.
         patience: in seconds.
 
     Raises:
@@ -141,19 +140,25 @@ def await_room(bundles: Sequence[Mapping[str, float]], labels: dict[str, str], p
 
     if not os.environ.get("RAY_ADDRESS"):
         return
-    selectors: Any = [labels] * len(bundles) if labels else None
-    group = placement_group([dict(bundle) for bundle in bundles], bundle_label_selector=selectors)
+    bundles = [dict(bundle) for bundle, _ in wanted]
+    labels: Any = [dict(labels) for _, labels in wanted]
+    group = placement_group(bundles, bundle_label_selector=labels if any(labels) else None)
     try:
         if group.wait(2):
             return
-        wanted = ", ".join(f"{amount:g} {name}" for name, amount in bundles[0].items())
-        wanted = f"{len(bundles)} x ({wanted})" + "".join(f" on {key}={value}" for key, value in labels.items())
-        print(f"waiting up to {patience:g} s for the cluster to have room for {wanted}", file=sys.stderr)
+        words = [
+            "(" + ", ".join(f"{amount:g} {name}" for name, amount in bundle.items()) + ")"
+            + "".join(f" on {key}={value}" for key, value in where.items())
+            for bundle, where in wanted
+        ]  # fmt: skip
+        asked = " and ".join(f"{words.count(each)} x {each}" for each in dict.fromkeys(words))
+        print(f"waiting up to {patience:g} s for the cluster to have room for {asked}", file=sys.stderr)
         if not group.wait(patience):
             there = ray.cluster_resources()
-            has = ", ".join(f"{there.get(name, 0):g} {name}" for name in bundles[0])
+            names = dict.fromkeys(name for bundle in bundles for name in bundle)
+            has = ", ".join(f"{there.get(name, 0):g} {name}" for name in names)
             raise AlitError(
-                f"the cluster has no room for {wanted} after {patience:g} s; its nodes have {has} together, in use or "
+                f"the cluster has no room for {asked} after {patience:g} s; its nodes have {has} together, in use or "
                 "not. Ask for less, add nodes, or wait longer with --patience"
             )
     finally:

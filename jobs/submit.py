@@ -24,6 +24,7 @@ PACKAGES = ("alit", "jobs", "serve")
 STOPPED = 130
 PENDING = 5.0
 """Seconds after which a person would like to know why a job does not begin."""
+GOES_ON = "; the job may go on, and alit submit --follow-job NAME shows it once the cluster answers again"
 
 
 def submit(command: Sequence[str], options: SubmitOptions) -> int:
@@ -79,14 +80,21 @@ def follow(client: Any, name: str) -> int:
     """Prints a job's log as it comes; its exit code once it has ended."""
 
     async def tail() -> None:
-        async for lines in client.tail_job_logs(name):
+        log = client.tail_job_logs(name)
+        while True:
+            with telling(after=GOES_ON):
+                lines = await anext(log, None)
+            if lines is None:
+                return
             print(lines, end="", flush=True)
 
     try:
-        with telling():
+        with telling(after=GOES_ON):
             _await_start(client, name)
-            asyncio.run(tail())
-            ended = client.get_job_info(name)
+        asyncio.run(tail())
+        with telling(after=GOES_ON):
+            while not (ended := client.get_job_info(name)).status.is_terminal():
+                time.sleep(1)  # the log can end before the job: with the agent that reads it
     except KeyboardInterrupt:
         said = f"alit submit --follow-job {name} shows it again, alit submit --stop-job {name} stops it"
         print(f"\nalit: job {name} goes on; {said}", file=sys.stderr)
@@ -97,13 +105,15 @@ def follow(client: Any, name: str) -> int:
         case "STOPPED":
             print(f"alit: job {name} was stopped", file=sys.stderr)
             return STOPPED
-        case _:
-            code: int = ended.driver_exit_code or 0
-            if code > 0:  # its log says why, but where a signal ended it
-                print(f"alit: job {name} failed with exit code {code}", file=sys.stderr)
-                return code
-            print(f"alit: job {name} failed: {_gist(ended.message)}", file=sys.stderr)
-            return 128 - code if code else 1
+    code: int | None = ended.driver_exit_code
+    if code is None:
+        print(f"alit: job {name} failed: {_gist(ended.message)}", file=sys.stderr)
+        return 1
+    if code < 0:
+        code = 128 - code  # as a shell has it
+    said = f"ended by signal {code - 128}" if code > 128 else f"failed with exit code {code}"
+    print(f"alit: job {name} {said}", file=sys.stderr)
+    return code or 1
 
 
 def _await_start(client: Any, name: str) -> None:
@@ -143,8 +153,13 @@ def connect(address: str | None) -> Any:
 
 
 @contextmanager
-def telling() -> Iterator[None]:
-    """Turns what Ray's client raises into sentences."""
+def telling(after: str = "") -> Iterator[None]:
+    """Turns what Ray's client raises into sentences.
+
+    Args:
+        after: what to add where the cluster does not answer.
+    """
+    import requests
     from aiohttp import ClientError
     from ray.exceptions import AuthenticationError
 
@@ -153,13 +168,11 @@ def telling() -> Iterator[None]:
     except AuthenticationError as error:
         said = "set RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH"
         raise AlitError(f"the cluster asks for its token: {said}") from error
-    except (RuntimeError, ValueError, OSError, ClientError) as error:
+    except (RuntimeError, ValueError, ConnectionError, requests.RequestException, ClientError) as error:
         said = _gist(str(error)) or type(error).__name__
-        if isinstance(error, (OSError, ClientError)) or "WebSocket" in said:
-            raise AlitError(
-                f"the cluster does not answer any more: {said}; what was submitted may go on, and alit submit "
-                "--follow-job NAME shows it once the cluster answers"
-            ) from error
+        lost = (ConnectionError, requests.ConnectionError, requests.Timeout, ClientError)
+        if isinstance(error, lost) or "WebSocket" in said:
+            raise AlitError(f"the cluster does not answer: {said}{after}") from error
         raise AlitError(f"the cluster refuses: {said}") from error
 
 

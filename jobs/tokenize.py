@@ -238,10 +238,11 @@ def workers_for(options: TokenizeOptions, there: dict[str, float], shards: int) 
 
 
 def room_for(workers: Workers, patience: float) -> None:
-    """Waits until the cluster has room for one of them, and for a task that decodes for it."""
-    await_room([workers.needs], workers.labels, patience)
+    """Waits until the cluster has room for one of them, and beside it for a task that decodes."""
+    wanted = [(workers.needs, workers.labels)]
     if workers.decoders:
-        await_room([{"CPU": 1}], workers.decode_labels, patience)
+        wanted.append(({"CPU": 1.0}, workers.decode_labels))
+    await_room(wanted, patience)
 
 
 def stages(job: Job, plan: StoredPlan, model: Shared, shards: Sequence[int], workers: Workers) -> Any:

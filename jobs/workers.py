@@ -181,7 +181,8 @@ def train_on_ray(start: Start, where: Placement, *, tell: Tell) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         gpus = ray.cluster_resources().get("GPU", 0) > 0 if where.gpus is None else where.gpus
-        await_room([{"CPU": start.threads} | ({"GPU": 1} if gpus else {})] * low, where.labels, where.patience)
+        needs = {"CPU": float(start.threads)} | ({"GPU": 1.0} if gpus else {})
+        await_room([(needs, where.labels)] * low, where.patience)
         # where the driver is: on another node it could be lost with it, and the run is over without the driver anyway
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         post: Any = ray.remote(num_cpus=0)(Mailbox)
@@ -194,7 +195,7 @@ def train_on_ray(start: Start, where: Placement, *, tell: Tell) -> None:
             scaling_config=ray.train.ScalingConfig(
                 num_workers=low if low == high else (low, high),
                 use_gpu=gpus,
-                resources_per_worker={"CPU": start.threads} | ({"GPU": 1} if gpus else {}),
+                resources_per_worker=needs,
                 label_selector=where.labels or None,
             ),
             run_config=ray.train.RunConfig(

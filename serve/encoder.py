@@ -197,6 +197,7 @@ class Encoder:
     def _make_metrics(self) -> None:
         self.images = metrics.Counter("alit_images_total", "Images encoded.", ("model",))
         self.tokens = metrics.Counter("alit_tokens_total", "Tokens given.", ("model",))
+        self.admitted = metrics.Gauge("alit_waiting", "Images of requests that are not answered yet.")
         self.late = metrics.Counter("alit_late_total", "Images whose time was over before their turn.")
         buckets = [0.1, 0.25, 0.5, 0.75, 0.9, 1.0]
         self.fill = metrics.Histogram("alit_batch_fill", "A batch's work over the largest allowed.", buckets)
@@ -222,11 +223,15 @@ class Encoder:
         if self.waiting and self.waiting + images > self.settings.queue:
             yield False
             return
-        self.waiting += images
+        self._count(images)
         try:
             yield True
         finally:
-            self.waiting -= images
+            self._count(-images)
+
+    def _count(self, images: int) -> None:
+        self.waiting += images
+        self.admitted.set(self.waiting)
 
     async def _one(self, work: Work) -> Done:
         until = time.monotonic() + work.seconds
