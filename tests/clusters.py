@@ -75,6 +75,8 @@ class Node:
 
     def stop(self) -> None:
         """Ends the node's processes at once, as a power cut would."""
+        if self.process.returncode is not None:  # its number may be another's by now
+            return
         for pid in family(self.process.pid):
             try:
                 os.kill(pid, signal.SIGKILL)

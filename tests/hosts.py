@@ -43,15 +43,17 @@ def ip(*words: str) -> None:
 
 def allowed() -> str:
     """Why hosts cannot be made here; nothing where they can."""
-    if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("unshare") is None:
-        return "needs root and iproute2 for network namespaces"
-    name = f"alit-probe-{os.getpid()}"
-    try:
-        ip("netns", "add", name)
-    except subprocess.CalledProcessError as error:
-        return f"needs network namespaces, which are not allowed here: {error.stderr.decode().strip()}"
-    ip("netns", "del", name)
-    return ""
+    missing = [name for name in ("ip", "unshare", "curl") if shutil.which(name) is None]
+    if os.geteuid() != 0 or missing:
+        return f"needs root, iproute2 and curl for network namespaces; there is no {' or '.join(missing) or 'root'}"
+    with tempfile.TemporaryDirectory() as folder:
+        hosts = Hosts(Path(folder))
+        try:
+            with hosts:
+                done, said = hosts.run("head", "true")
+        except subprocess.CalledProcessError as error:
+            done, said = 1, error.stderr.decode()
+    return f"needs network namespaces, which are not allowed here: {said.strip()}" if done else ""
 
 
 class Hosts:
@@ -61,6 +63,7 @@ class Hosts:
         self.folder, self.mark = folder, f"a{os.getpid() % 100000}"
         self.nodes: dict[str, Node] = {}
         self.others: list[subprocess.Popen[Any]] = []
+        self.commands: list[subprocess.Popen[str]] = []
         self.environment = CALM | SWIFT | {
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16),
@@ -75,6 +78,14 @@ class Hosts:
         return f"{self.mark}-{host}"
 
     def __enter__(self) -> Hosts:
+        try:
+            self._connect()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _connect(self) -> None:
         switch = self.name("switch")
         ip("netns", "add", switch)
         ip("-n", switch, "link", "add", "br0", "type", "bridge")
@@ -89,16 +100,18 @@ class Hosts:
             ip("-n", self.name(host), "link", "set", "lo", "up")
             ip("-n", self.name(host), "route", "add", "default", "dev", "eth0")  # by which Ray finds its own address
             (self.folder / host).mkdir(parents=True)
-        return self
 
     def __exit__(self, *_: object) -> None:
         for node in self.nodes.values():
             node.stop()
-        for process in self.others:
-            process.kill()
-            process.wait()
+        for process in [*self.others, *self.commands]:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
         for host in ("switch", *ADDRESSES):
-            subprocess.run(["ip", "netns", "del", self.name(host)], check=False)
+            subprocess.run(["ip", "netns", "del", self.name(host)], check=False, capture_output=True)
 
     def before(self, host: str) -> list[str]:
         """The command in front of one that is to run on a host: its network, and a /tmp of its own."""
@@ -132,9 +145,11 @@ class Hosts:
         command = [*self.before(host), *words]
         pipe: Any = subprocess.PIPE
         environment = os.environ | self.environment | {"RAY_API_SERVER_ADDRESS": f"http://{ADDRESSES['head']}:8265"}
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True, cwd=self.folder / host
         )
+        self.commands.append(process)
+        return process
 
     def link(self, host: str, state: str) -> None:
         """Cuts a host off (`down`) or brings it back (`up`)."""
@@ -250,18 +265,30 @@ def tokenize(hosts: Hosts, images: int, *, cut: bool, criterion: str = "fixed:16
     data = hosts.folder / "store" / "s3" / "photos" / "tokens" / "data"
     shards = -(-images // 16)
     if cut:
-        while len(list(data.glob("*.parquet"))) < shards // 3:
-            check(running.poll() is None, running.stdout and running.stdout.read())
-            time.sleep(0.2)
+
+        def written() -> int:
+            return len(list(data.glob("[!.]*.parquet")))
+
+        while written() < shards // 4:
+            if running.poll() is not None:
+                check(False, running.communicate()[0])
+            time.sleep(0.1)
         hosts.link("two", "down")
-        off, before = time.monotonic(), len(list(data.glob("*.parquet")))
-        while len(list(data.glob("*.parquet"))) < before + 2 and running.poll() is None:
+        off, before = time.monotonic(), written()
+        check(before < shards, "the job was over before the host was cut off")
+        while written() < before + 2 and running.poll() is None:
             time.sleep(0.2)
         resumed = time.monotonic() - off
+        check(running.poll() is None, "the job was over while the host was off")
         time.sleep(max(0.0, 10 - resumed))
         hosts.link("two", "up")
         back = hosts.come_back("two")
-        say(what="a worker host was cut off", to_two_more_files=round(resumed, 1), to_its_return=round(back, 1))
+        say(
+            what="a worker host was cut off",
+            files_before=before,
+            to_two_more_files=round(resumed, 1),
+            to_its_return=round(back, 1),
+        )
     said, _ = running.communicate(timeout=400)
     check(running.returncode == 0, said)
     code, told = hosts.run("head", str(BIN / "alit"), "verify", f"s3://photos/tokens?{hosts.query}")
