@@ -229,6 +229,31 @@ def test_pods_fit_what_they_are_given(overlay: str) -> None:
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_objects_say_of_one_another_is_so(overlay: str) -> None:
+    (cluster,) = of_kind(overlay, "RayCluster")
+    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
+    assert all(group["template"]["metadata"]["labels"]["alit"] == "ray" for group in groups)
+    policies = {each["metadata"]["name"]: each["spec"] for each in of_kind(overlay, "NetworkPolicy")}
+    assert policies["alit"]["podSelector"] == {"matchLabels": {"alit": "ray"}}
+    assert policies["alit-redis"]["ingress"][0]["from"] == [{"podSelector": {"matchLabels": {"alit": "ray"}}}]
+    asking = [each["podSelector"] for each in policies["alit"]["ingress"][0]["from"] if "podSelector" in each]
+    (submitters,) = [each["matchExpressions"][0] for each in asking if "matchExpressions" in each]
+    assert set(submitters["values"]) == {job["metadata"]["name"] for job in of_kind(overlay, "RayJob")}
+    classes = {each["metadata"]["name"]: each["value"] for each in of_kind(overlay, "PriorityClass")}
+    (redis,) = of_kind(overlay, "StatefulSet")
+    assert classes[redis["spec"]["template"]["spec"]["priorityClassName"]] == max(classes.values())
+    assert {group["template"]["spec"]["priorityClassName"] for group in groups} == {"alit-batch"}
+    tags = {
+        group.get("groupName", "head"): group["template"]["spec"]["containers"][0]["image"].split(":")[1]
+        for group in groups
+    }
+    assert tags.pop("gpu", "0.1.0-cuda") == "0.1.0-cuda"
+    assert set(tags.values()) == {"0.1.0-cpu"}
+    (budget,) = of_kind(overlay, "PodDisruptionBudget")
+    assert "maxUnavailable" not in budget["spec"]  # refuses every eviction where the pods' owner has no scale
+
+
 def test_environment_variables_of_ours_are_read_by_the_code() -> None:
     code = "".join(
         path.read_text() for room in ("alit", "jobs", "serve") for path in (CLUSTER.parent / room).rglob("*.py")
