@@ -1,12 +1,13 @@
-"""What jobs tell Prometheus, through Ray, which puts `ray_` before the names and adds the node and the process."""
+"""What jobs tell Prometheus, through Ray, which puts `ray_` before the names and adds the node and the process.
+
+To be imported by modules, not in functions that run on workers: there `jobs` may be somebody else's.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from typing import Any
-
-from ray.util import metrics
 
 from alit.tokens import Metadata
 from jobs.shards import Counts, Decoded
@@ -23,6 +24,8 @@ class TokenizeMetrics:
     """
 
     def __init__(self, dataset: str, metadata: Metadata) -> None:
+        from ray.util import metrics
+
         tags = {"dataset": dataset}
         self.step = metadata.latents_per_iteration
         self.images = metrics.Counter("alit_job_images_total", "Images encoded.", ("dataset",))
@@ -75,6 +78,8 @@ class TrainMetrics:
     """
 
     def __init__(self, run: str) -> None:
+        from ray.util import metrics
+
         names = {
             "step": ("alit_train_step", "Steps trained."),
             "loss": ("alit_train_loss", "Mean of the last steps."),
@@ -99,6 +104,6 @@ class TrainMetrics:
             self.saved.set(time.time())
 
 
-def _add(counter: metrics.Counter, value: float) -> None:
+def _add(counter: Any, value: float) -> None:
     if value > 0:  # Ray refuses 0
         counter.inc(value)

@@ -141,8 +141,9 @@ def await_room(wanted: Sequence[tuple[Mapping[str, float], Mapping[str, str]]], 
     if not os.environ.get("RAY_ADDRESS"):
         return
     bundles = [dict(bundle) for bundle, _ in wanted]
-    labels: Any = [dict(labels) for _, labels in wanted]
-    group = placement_group(bundles, bundle_label_selector=labels if any(labels) else None)
+    labels = [dict(labels) for _, labels in wanted]
+    selectors: Any = labels if any(labels) else None
+    group = placement_group(bundles, bundle_label_selector=selectors)
     try:
         if group.wait(2):
             return

@@ -19,6 +19,7 @@ import torch
 
 from alit.tokens import REJECTS
 from jobs.inputs import Rows, Shard
+from jobs.metrics import TokenizeMetrics
 from jobs.plan import StoredPlan
 from jobs.reading import read_batches
 from jobs.runner import keep_freed_memory
@@ -44,8 +45,6 @@ class Tokenizer:
 
     def __init__(self, job: Job, plan: StoredPlan, model: Shared, decoders: int, decode_labels: dict[str, str]) -> None:
         import ray
-
-        from jobs.metrics import TokenizeMetrics
 
         torch.set_num_threads(job.threads)
         keep_freed_memory()

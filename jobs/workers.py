@@ -24,6 +24,7 @@ from alit.perceptual import Perceptual
 from alit.tokenizer import Alit
 from alit.training import Batch, Trainer, train
 from jobs.feed import Feed, local_batches, shared_batches
+from jobs.metrics import TrainMetrics
 from jobs.run import RunFolder, Settings, Tell
 from jobs.runner import await_room, keep_freed_memory, ray_session
 from jobs.storage import Place
@@ -117,8 +118,6 @@ def _ray_worker(settings: dict[str, Any]) -> None:
     import ray
     import ray.train
     import ray.train.torch
-
-    from jobs.metrics import TrainMetrics
 
     mailbox = settings["mailbox"]
     if ray.get(mailbox.failed.remote()):

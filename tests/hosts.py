@@ -1,4 +1,4 @@
-"""Several hosts on this machine: each a network namespace with its own address and its own /tmp, on one switch.
+"""Several hosts on this machine: each a network namespace with its own address and its own disk for Ray, on one switch.
 
     python tests/hosts.py PHOTOS.parquet [--images 600]
 
@@ -114,8 +114,10 @@ class Hosts:
             subprocess.run(["ip", "netns", "del", self.name(host)], check=False, capture_output=True)
 
     def before(self, host: str) -> list[str]:
-        """The command in front of one that is to run on a host: its network, and a /tmp of its own."""
-        inside = f'mount --bind "{self.folder / host}" /tmp && cd /tmp && exec "$@"'
+        """The command in front of one that is to run on a host: its network, and Ray's folder on a disk of its own."""
+        own = self.folder / host
+        (own / "ray").mkdir(exist_ok=True)
+        inside = f'mkdir -p /tmp/ray && mount --bind "{own / "ray"}" /tmp/ray && cd "{own}" && exec "$@"'
         return ["ip", "netns", "exec", self.name(host), "unshare", "--mount", "sh", "-c", inside, "sh"]
 
     def start(self, host: str, *words: str) -> None:
@@ -211,7 +213,7 @@ class Asking(threading.Thread):
 
     def run(self) -> None:
         url = f"http://{ADDRESSES[self.at]}:8000/v1/encode?criterion=fixed:16"
-        words = ["curl", "-s", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}", "--data-binary", "@/tmp/photo.jpg"]
+        words = ["curl", "-s", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}", "--data-binary", "@photo.jpg"]
         words += ["-H", f"Authorization: Bearer {KEY}", "-H", "Content-Type: image/jpeg", url]
         while not self.ended.is_set():
             _, said = self.hosts.run("store", *words)
@@ -241,10 +243,19 @@ def prepare(hosts: Hosts, files: list[bytes], *, redis: bool) -> tuple[float, bo
         (table / f"{number:05}.jpg").write_bytes(file)
     key = f"{hosts.environment['AWS_ACCESS_KEY_ID']},{hosts.environment['AWS_SECRET_ACCESS_KEY']}"
     words = ["serve", "s3", "--addr", f"{ADDRESSES['store']}:9000", "--auth-key", key, "--vfs-cache-mode", "off"]
-    hosts.background("store", str(BIN / "rclone"), *words, "/tmp/s3")
+    hosts.background("store", str(BIN / "rclone"), *words, str(hosts.folder / "store" / "s3"))
     server = shutil.which("redis-server") if redis else None
     if server is not None:
-        words = ["--bind", ADDRESSES["store"], "--protected-mode", "no", "--save", "", "--dir", "/tmp"]
+        words = [
+            "--bind",
+            ADDRESSES["store"],
+            "--protected-mode",
+            "no",
+            "--save",
+            "",
+            "--dir",
+            str(hosts.folder / "store"),
+        ]
         hosts.background("store", server, *words)
         hosts.environment["RAY_REDIS_ADDRESS"] = f"{ADDRESSES['store']}:6379"
         time.sleep(1)
@@ -316,7 +327,7 @@ def serve(hosts: Hosts, photo: bytes, *, replace_head: bool) -> None:
         "  args: {min_replicas: 2, max_replicas: 2, api_replicas: 2, deadline_seconds: 15}\n"
     )
     started = time.monotonic()
-    words = ["deploy", "-a", f"http://{ADDRESSES['head']}:8265", "/tmp/serve.yaml"]
+    words = ["deploy", "-a", f"http://{ADDRESSES['head']}:8265", str(config)]
     code, said = hosts.run("head", str(BIN / "serve"), *words)
     check(code == 0, said)
     for host in ("one", "two"):
