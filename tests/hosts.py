@@ -159,22 +159,16 @@ class Hosts:
 
     def come_back(self, host: str) -> float:
         """Seconds until a host that was cut off is a node again: one that was given up ends, and is started anew."""
-        started = time.monotonic()
-        try:
-            self.nodes[host].process.wait(15)
-        except subprocess.TimeoutExpired:
-            pass
-        else:
-            self.worker(host)
-        self.await_nodes(3)
-        return time.monotonic() - started
+        return self.await_nodes(3, restart=host)
 
-    def await_nodes(self, count: int, patience: float = 90) -> float:
-        """Seconds until so many nodes are alive."""
+    def await_nodes(self, count: int, patience: float = 120, restart: str | None = None) -> float:
+        """Seconds until so many nodes are alive; a supervisor of one host starts what has ended there."""
         started = time.monotonic()
         code = "import ray; ray.init(address='auto', logging_level=50); "
         code += "print('alive', sum(n['Alive'] for n in ray.nodes()))"
         while time.monotonic() < started + patience:
+            if restart is not None and self.nodes[restart].process.poll() is not None:
+                self.worker(restart)
             _, said = self.run("head", str(BIN / "python"), "-c", code, patience=60)
             if f"alive {count}" in said:
                 return time.monotonic() - started
@@ -368,7 +362,10 @@ def main() -> None:
     told = parser.parse_args()
     if reason := allowed():
         raise SystemExit(reason)
-    with tempfile.TemporaryDirectory(prefix="hosts-") as folder, Hosts(Path(folder)) as hosts:
+    with (
+        tempfile.TemporaryDirectory(prefix="hosts-", ignore_cleanup_errors=True) as folder,
+        Hosts(Path(folder)) as hosts,
+    ):
         files = photographs(told.photos, told.images)
         seconds, redis = prepare(hosts, files, redis=True)
         say(what="three nodes", seconds=round(seconds, 1), redis=redis)
