@@ -19,7 +19,7 @@ def test_nothing_is_lost_when_a_host_is_cut_off(capsys: pytest.CaptureFixture[st
     files = [encode_image(random.integers(0, 256, (48, 64, 3), np.uint8)) for _ in range(192)]
     with tempfile.TemporaryDirectory(prefix="hosts-") as folder, Hosts(Path(folder)) as hosts:
         prepare(hosts, files, redis=False)
-        tokenize(hosts, len(files), cut=True, criterion="fixed:64")
+        tokenize(hosts, len(files), cut=True, criterion="fixed:64", wait=False)
     said = capsys.readouterr().out
     assert '"what": "a worker host was cut off"' in said
     assert '"what": "tokenized and verified", "images": 192' in said

@@ -244,6 +244,7 @@ with ray_session():
 """
 
 
+@pytest.mark.slow
 def test_mistakes_are_sentences_and_the_jobs_own_exit_code(head: Head, twelve_images: Path, tmp_path: Path) -> None:
     variables = os.environ | CALM | {"RAY_ADDRESS": head.address}
     rooms = subprocess.Popen([BIN / "python", "-c", NO_ROOM], env=variables, stdout=subprocess.PIPE, text=True)
