@@ -33,7 +33,6 @@ def test_pending_work_brings_nodes_and_idle_ones_leave(twelve_images: Path, tmp_
         variables = os.environ | CALM | {"RAY_API_SERVER_ADDRESS": head.url}
         done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=200, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "waiting up to 60 s for the cluster to have room for 1 x (1 CPU) on tier=cpu" in done.stdout
         assert (tmp_path / "tokens" / "_manifest.json").exists()
         head.await_nodes(1, dead=1)  # the one that came has left
     finally:
