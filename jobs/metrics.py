@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from alit.tokens import Metadata
-from jobs.shards import Counts, Decoded
+from jobs.shards import Counts, Decoded, tokens_of
 
 
 class TokenizeMetrics:
@@ -27,7 +27,7 @@ class TokenizeMetrics:
         from ray.util import metrics
 
         tags = {"dataset": dataset}
-        self.step = metadata.latents_per_iteration
+        self.metadata = metadata
         self.images = metrics.Counter("alit_job_images_total", "Images encoded.", ("dataset",))
         self.tokens = metrics.Counter("alit_job_tokens_total", "Tokens given.", ("dataset",))
         self.rejects = metrics.Counter("alit_job_rejects_total", "Images rejected.", ("dataset", "reason"))
@@ -59,7 +59,7 @@ class TokenizeMetrics:
 
     def count(self, counts: Counts) -> None:
         """Takes what is told of a shard, each time as much as it comes to by then."""
-        tokens = sum(self.step * (k + 1) * count for k, count in enumerate(counts.lengths))
+        tokens = tokens_of(counts.lengths, self.metadata)
         shard, images_before, tokens_before = self._told
         again = shard == counts.shard
         _add(self.images, counts.images - again * images_before)

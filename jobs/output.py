@@ -17,7 +17,7 @@ from alit.errors import AlitError
 from alit.tokens import DATA, MANIFEST, REJECTS, Metadata
 from jobs.inputs import Source
 from jobs.plan import PLAN, StoredPlan
-from jobs.shards import Counts, written_counts
+from jobs.shards import Counts, tokens_of, written_counts
 from jobs.storage import Place, reason
 
 JOB = "_job.json"
@@ -46,7 +46,7 @@ class Totals:
         self.lengths = [a + b for a, b in zip(previous, counts.lengths, strict=True)]
 
     def tokens(self, metadata: Metadata) -> int:
-        return sum(count * metadata.latents_per_iteration * (k + 1) for k, count in enumerate(self.lengths))
+        return tokens_of(self.lengths, metadata)
 
 
 def read_record(output: Place, *, overwrite: bool) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import io
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -230,6 +230,11 @@ class Counts(NamedTuple):
         """For the token file, so that whoever goes on need not read its rows."""
         told = self._asdict()
         return {SHARD_KEY: json.dumps({name: told[name] for name in _KEPT_COUNTS}, sort_keys=True).encode()}
+
+
+def tokens_of(lengths: Sequence[int], metadata: Metadata) -> int:
+    """The tokens of images, of which so many got each length."""
+    return sum(count * metadata.latents_per_iteration * (k + 1) for k, count in enumerate(lengths))
 
 
 _KEPT_COUNTS = ("shard", "images", "rejects", "lengths", "satisfied")

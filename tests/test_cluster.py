@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shlex
-import shutil
-import subprocess
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -17,6 +15,7 @@ import kubernetes_validate
 import pytest
 import ray
 import yaml
+from clusters import build
 from jsonschema import Draft7Validator, Draft202012Validator
 from ray.serve.schema import ServeDeploySchema
 
@@ -32,14 +31,6 @@ VERSION = "1.33"
 def built(overlay: str) -> list[dict[str, Any]]:
     """All objects of an overlay, as `kubectl apply -k` would send them."""
     return build(CLUSTER / "kubernetes" / "overlays" / overlay)
-
-
-def build(folder: Path) -> list[dict[str, Any]]:
-    if shutil.which("kubectl") is None:
-        pytest.skip("needs kubectl, which builds the overlays")
-    made = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr
-    return list(yaml.safe_load_all(made.stdout))
 
 
 def of_kind(overlay: str, kind: str) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from clusters import AUTHORIZED, BIN, CALM, Head, Node, free_ports, wait_for
+from clusters import AUTHORIZED, BIN, CALM, Head, Node, build, free_ports, wait_for
 from dashboard import ask, filled, panels
 from processes import family, named
 
@@ -65,11 +65,8 @@ def base(name: str) -> dict[str, Any]:
 
 def overlay(name: str, kind: str) -> dict[str, dict[str, Any]]:
     """The objects of a kind in an overlay, by name."""
-    words = ["kubectl", "kustomize", str(CLUSTER / "kubernetes" / "overlays" / name)]
-    if shutil.which("kubectl") is None:
-        pytest.skip("needs kubectl, which builds the overlays")
-    made = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    return {each["metadata"]["name"]: each for each in yaml.safe_load_all(made) if each["kind"] == kind}
+    made = build(CLUSTER / "kubernetes" / "overlays" / name)
+    return {each["metadata"]["name"]: each for each in made if each["kind"] == kind}
 
 
 def run_entrypoint(
