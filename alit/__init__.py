@@ -6,10 +6,13 @@ encoded = weights.model.encode(images_u8, "l1:0.1")
 pictures = weights.model.decode(encoded.split())
 """
 
-from alit.config import AlitConfig, KLConfig, VQGANConfig
-from alit.images import ImageError, Limits, decode_image, encode_image, to_uint8
-from alit.selection import Candidate, Criterion, parse
-from alit.tokenizer import Alit, Encoded
+from alit.encoding.criteria import Candidate, Criterion, parse
+from alit.encoding.results import Encoded
+from alit.images.decode import decode_image
+from alit.images.encode import encode_image, to_uint8
+from alit.images.formats import ImageError, Limits
+from alit.model.config import AlitConfig, KLConfig, VQGANConfig
+from alit.tokenizer import Alit
 from alit.weights import Weights, WeightsError, load_weights, save_weights
 
 __version__ = "0.1.0"

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from alit.config import AlitConfig, Halting, KLConfig, VQGANConfig
 from alit.errors import CheckpointError, ConfigError
+from alit.model.config import AlitConfig, Halting, KLConfig, VQGANConfig
 from alit.tokenizer import Alit
 from alit.weights import save_weights
 

@@ -15,15 +15,22 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from alit.base import BaseTokens, build_base
-from alit.config import AlitConfig
-from alit.distillation import LatentDecoder, LatentEncoder, initialize
-from alit.pooling import Answer, Encoded, Pool, State, pooled
-from alit.quantizer import LatentCodebook, Quantized
-from alit.selection import Candidate, Criterion, parse
+from alit.encoding.criteria import Candidate, Criterion, parse
+from alit.encoding.pool import Pool, State, pooled
+from alit.encoding.results import Answer, Encoded
+from alit.model.base import BaseTokens
+from alit.model.codebook import LatentCodebook, Quantized
+from alit.model.config import AlitConfig, KLConfig, VQGANConfig
+from alit.model.distillation import LatentDecoder, LatentEncoder, initialize
+from alit.model.kl import KL
+from alit.model.vqgan import VQGAN
 
 Images = UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]
+
+
 Batches = Iterable[UInt8[Tensor, "_ 3 H W"] | Float[Tensor, "_ 3 H W"]]
+
+
 Ids = Tensor | np.ndarray | Sequence[int]
 
 
@@ -366,3 +373,8 @@ class Alit(nn.Module):
                     halted_BG = self._halted(predictions, base.ids_BG, k)
                 x_BSD = self._grow(x_BSD, k + 1, halted_BG)
         return tuple(maps)
+
+
+def build_base(config: VQGANConfig | KLConfig) -> VQGAN | KL:
+    """The base tokenizer that a config describes, with random weights."""
+    return VQGAN(config) if isinstance(config, VQGANConfig) else KL(config)

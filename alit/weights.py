@@ -15,9 +15,9 @@ import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 
-from alit.config import AlitConfig
+from alit.encoding.criteria import parse
 from alit.errors import WeightsError
-from alit.selection import parse
+from alit.model.config import AlitConfig
 from alit.tokenizer import Alit
 
 CONFIG = "config.json"

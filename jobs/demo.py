@@ -8,10 +8,10 @@ from pathlib import Path
 from rich.console import Console
 
 from alit.errors import AlitError
-from jobs.options import TokenizeOptions
-from jobs.show import show
-from jobs.storage import place
-from jobs.tokenize import describe, tokenize
+from jobs.gallery.job import show
+from jobs.storage.path import place
+from jobs.tokenization.job import describe, tokenize
+from jobs.tokenization.options import TokenizeOptions
 
 PHOTOGRAPHS = (
     "astronaut.png",

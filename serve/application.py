@@ -5,6 +5,6 @@
 """
 
 from serve.app import build
-from serve.config import Settings
+from serve.settings import Settings
 
 application = build(Settings.model_validate({}))

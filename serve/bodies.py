@@ -17,13 +17,13 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 
-from alit.images import encode_image
+from alit.images.encode import encode_image
 from serve.openapi import ARROW, MSGPACK
 from serve.problems import ProblemError
 from serve.schemas import EncodeAnswer, EncodeRequest, ImageFormat
 
 if TYPE_CHECKING:
-    from serve.api import Api
+    from serve.service import Api
 
 M = TypeVar("M", bound=BaseModel)
 

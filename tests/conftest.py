@@ -45,7 +45,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def twelve_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 12 small PNGs, of noise."""
-    from alit.images import encode_image
+    from alit.images.encode import encode_image
 
     folder = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(0)

@@ -31,7 +31,7 @@ import torch
 from processes import family, named, unique_bytes
 from serving.service import Service
 
-from alit.images import decode_image
+from alit.images.decode import decode_image
 from alit.weights import load_weights
 
 HERE = Path(__file__).parent

@@ -21,7 +21,7 @@ import torch
 from processes import family, unique_bytes
 from small_models import SMALLEST
 
-from alit.images import encode_image
+from alit.images.encode import encode_image
 from alit.tokenizer import Alit
 from alit.weights import save_weights
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alit.config import AlitConfig, VQGANConfig
+from alit.model.config import AlitConfig, VQGANConfig
 
 TINY = AlitConfig(
     base=VQGANConfig(channels=(8, 16), blocks=1, latent_dim=8, codebook_size=32, norm_groups=4),

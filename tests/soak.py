@@ -161,11 +161,11 @@ def compare(disturbed: Path, whole: Path, result: Result) -> None:
 
 def job(marker: str, arguments: list[str]) -> None:
     """`alit` itself, which logs how many images it encodes and, once, dies between temporary file and rename."""
-    import jobs.shards
-    import jobs.storage
+    import jobs.storage.path
+    import jobs.tokenization.shard
     from jobs.cli import main
 
-    encoded_batches, log = jobs.shards.encoded_batches, os.environ["ALIT_SOAK_LOG"]
+    encoded_batches, log = jobs.tokenization.shard.encoded_batches, os.environ["ALIT_SOAK_LOG"]
 
     def counted(*given: Any) -> Any:
         for decoded, encoded in encoded_batches(*given):
@@ -173,7 +173,7 @@ def job(marker: str, arguments: list[str]) -> None:
                 file.write(f"{len(encoded)}\n")
             yield decoded, encoded
 
-    jobs.shards.encoded_batches = counted
+    jobs.tokenization.shard.encoded_batches = counted
     if marker:
         plain = type(Path())
 
@@ -184,7 +184,7 @@ def job(marker: str, arguments: list[str]) -> None:
                         os.kill(os.getpid(), signal.SIGKILL)
                 return plain.replace(self, target)
 
-        jobs.storage.Path = Dying
+        jobs.storage.path.Path = Dying
     main(arguments)
 
 

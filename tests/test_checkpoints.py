@@ -23,8 +23,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alit.errors import ConfigError, TrainingError
-from jobs.checkpoints import Checkpoints, Saved
-from jobs.storage import StorageError, place
+from jobs.storage.path import place
+from jobs.storage.retry import StorageError
+from jobs.training.checkpoints import Checkpoints, Saved
 
 
 def opened(folder: Path, **options: Any) -> tuple[Checkpoints, list[str]]:
@@ -113,8 +114,8 @@ def test_at_least_one_checkpoint_is_kept(tmp_path):
 def test_a_process_killed_in_the_middle_of_a_write_leaves_the_older_and_what_it_left_goes_with_the_next(tmp_path):
     script = f"""
 import os, signal, sys, torch
-from jobs.checkpoints import Checkpoints, _HashingWriter
-from jobs.storage import place
+from jobs.training.checkpoints import Checkpoints, _HashingWriter
+from jobs.storage.path import place
 checkpoints = Checkpoints(place({str(tmp_path)!r}))
 checkpoints.save({{"step": 1}}, 1)
 write = _HashingWriter.write

@@ -20,7 +20,7 @@ from jsonschema import Draft7Validator, Draft202012Validator
 from ray.serve.schema import ServeDeploySchema
 
 from jobs import cli
-from serve.config import Settings
+from serve.settings import Settings
 
 CLUSTER = Path(__file__).parents[1] / "cluster"
 OVERLAYS = ["cpu", "single-gpu", "multi-gpu", "spot"]
@@ -144,9 +144,9 @@ def test_entrypoints_are_commands_with_options_that_exist(overlay: str, monkeypa
     (cluster,) = of_kind(overlay, "RayCluster")
     tiers = {group["labels"]["tier"]: group for group in cluster["spec"]["workerGroupSpecs"]}
     seen: list[Any] = []
-    monkeypatch.setattr("jobs.tokenize.tokenize", lambda *given: seen.append(given))
-    monkeypatch.setattr("jobs.tokenize.describe", lambda *given: None)
-    monkeypatch.setattr("jobs.train.train_stage", lambda *given: seen.append(given))
+    monkeypatch.setattr("jobs.tokenization.job.tokenize", lambda *given: seen.append(given))
+    monkeypatch.setattr("jobs.tokenization.job.describe", lambda *given: None)
+    monkeypatch.setattr("jobs.training.job.train_stage", lambda *given: seen.append(given))
     for job in of_kind(overlay, "RayJob"):
         words = shlex.split(job["spec"]["entrypoint"])
         assert words[0] == "alit"
@@ -171,12 +171,19 @@ def test_the_runbooks_commands_are_such(monkeypatch: pytest.MonkeyPatch) -> None
     found = [words for words in map(str.split, found) if len(words) > 2]
     assert {tuple(words[1:3]) for words in found} >= {("submit", "tokenize"), ("plan", "tokenize")}
     seen: list[str] = []
-    for name in ("jobs.submit.submit", "jobs.submit.resume", "jobs.submit.stop", "jobs.tokenize.tokenize"):
+    for name in (
+        "jobs.submission.client.submit",
+        "jobs.submission.client.resume",
+        "jobs.submission.client.stop",
+        "jobs.tokenization.job.tokenize",
+    ):
         monkeypatch.setattr(name, lambda *given, name=name: seen.append(name) or 0)
-    monkeypatch.setattr("jobs.tokenize.describe", lambda *given: None)
-    monkeypatch.setattr("jobs.sizing.Rates.read", lambda *given: None)
-    monkeypatch.setattr("jobs.sizing.plan", lambda *given: seen.append("plan"))
-    monkeypatch.setattr("jobs.benchmark.benchmark_tokenize", lambda *given, **more: seen.append("benchmark"))
+    monkeypatch.setattr("jobs.tokenization.job.describe", lambda *given: None)
+    monkeypatch.setattr("jobs.tokenization.capacity.Rates.read", lambda *given: None)
+    monkeypatch.setattr("jobs.tokenization.capacity.plan", lambda *given: seen.append("plan"))
+    monkeypatch.setattr(
+        "jobs.benchmarks.tokenization.benchmark_tokenize", lambda *given, **more: seen.append("benchmark")
+    )
     for words in found:
         for command in (words[1:], words[2:] if words[1] == "submit" and not words[2].startswith("--") else None):
             if command is None:

@@ -9,19 +9,22 @@ import pytest
 import torch
 from rich.console import Console
 
-from alit.config import AlitConfig, VQGANConfig
+from alit.dataset import metadata_of
+from alit.encoding.criteria import parse
 from alit.errors import AlitError
-from alit.images import encode_image
-from alit.selection import parse
+from alit.images.encode import encode_image
+from alit.model.config import AlitConfig, VQGANConfig
 from alit.tokenizer import Alit
 from alit.weights import load_weights, save_weights
-from jobs import benchmark, cli
-from jobs.inputs import make_plan, open_input
-from jobs.output import Totals, finish
-from jobs.plan import write_plan
-from jobs.shards import Job, decoded_batches, metadata_of, tokenize_shard
-from jobs.show import show
-from jobs.storage import place
+from jobs import cli
+from jobs.benchmarks.encoding import benchmark_encode, time_encode
+from jobs.benchmarks.tokenization import bare_loop
+from jobs.dataset.folder import Totals, finish
+from jobs.dataset.plan import write_plan
+from jobs.gallery.job import show
+from jobs.sources.open import make_plan, open_input
+from jobs.storage.path import place
+from jobs.tokenization.shard import Job, decoded_batches, tokenize_shard
 
 
 def config() -> AlitConfig:
@@ -112,7 +115,7 @@ def test_the_encode_benchmark_measures_what_it_says(weights):
     model = load_weights(weights).model
     images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     criterion = parse("l1:0.4")
-    times = benchmark.time_encode(model, images, criterion, rounds=2)
+    times = time_encode(model, images, criterion, rounds=2)
     assert set(times.fixed) == {4, 8, 12}
     assert times.mean_tokens == pytest.approx(model.encode(images, criterion).num_tokens.double().mean().item())
     assert 0 < times.implied <= times.every * 1.5
@@ -127,10 +130,10 @@ def test_the_bare_loop_of_the_tokenize_benchmark_sees_every_image(photographs, w
         output=place(str(tmp_path / "out")),
         metadata=metadata_of(loaded, "l1:0.3"),
     )
-    assert benchmark.bare_loop(job, plan, loaded.model, 1) > 0
+    assert bare_loop(job, plan, loaded.model, 1) > 0
     assert not (tmp_path / "out").exists()
     with pytest.raises(AlitError, match="adaptive"):
-        benchmark.benchmark_encode(
+        benchmark_encode(
             str(photographs),
             criterion="fixed:4",
             weights=str(weights),

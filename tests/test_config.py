@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import TINY
 
-from alit.base import build_base
-from alit.config import PRESETS, AlitConfig, KLConfig, VQGANConfig, nano
-from alit.distillation import LatentDecoder, LatentEncoder
 from alit.errors import ConfigError
-from alit.quantizer import LatentCodebook
+from alit.model.codebook import LatentCodebook
+from alit.model.config import AlitConfig, KLConfig, VQGANConfig
+from alit.model.distillation import LatentDecoder, LatentEncoder
+from alit.model.presets import PRESETS, nano
+from alit.tokenizer import build_base
 
 PUBLISHED = ("tiny", "small", "base", "semilarge")
 KL = dataclasses.replace(TINY, base=KLConfig(channels=(32, 32), blocks=1, latent_dim=8))

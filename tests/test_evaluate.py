@@ -22,24 +22,26 @@ from PIL import Image
 from rich.console import Console
 from small_models import TINY
 
-from alit import metrics
-from alit.config import AlitConfig, KLConfig
 from alit.errors import AlitError
-from alit.fid import Moments, frechet_distance
-from alit.images import encode_image, to_uint8
-from alit.perceptual import Perceptual
+from alit.images.encode import encode_image, to_uint8
+from alit.metrics import pixel as metrics
+from alit.metrics.fid import Moments, frechet_distance
+from alit.metrics.lpips import Perceptual
+from alit.model.config import AlitConfig, KLConfig
+from alit.reconstruction import first_within, gradient_entropy, mean_color, perplexity
 from alit.tokenizer import Alit
 from alit.weights import save_weights
-from jobs import evaluate as job
-from jobs.codecs import coded, nearest
-from jobs.evaluate import evaluate, spread, units
-from jobs.inputs import Row
-from jobs.measure import first_within, gradient_entropy, mean_color, perplexity
-from jobs.plot import draw
-from jobs.report import Evaluation, adaptive
-from jobs.samples import Collected, Measured, Part, Reject, Rulers, measure
-from jobs.statistics import adaptive_gain, bootstrap, spearman
-from jobs.tables import markdown
+from jobs.evaluation import job
+from jobs.evaluation.bootstrap import adaptive_gain, bootstrap, spearman
+from jobs.evaluation.image_codecs import coded, nearest
+from jobs.evaluation.job import evaluate
+from jobs.evaluation.markdown import markdown
+from jobs.evaluation.models import Rulers
+from jobs.evaluation.per_image import Collected, Measured, Part, Reject, measure
+from jobs.evaluation.plot import draw
+from jobs.evaluation.report import Evaluation, adaptive
+from jobs.evaluation.units import spread, units
+from jobs.sources.records import Row
 
 
 def model(config: AlitConfig = TINY, seed: int = 0) -> Alit:
@@ -91,7 +93,7 @@ def test_spearman_is_scipys_also_with_ties(values, random):
 
 def test_the_bootstrap_interval_is_scipys(monkeypatch):
     differences = np.random.default_rng(1).normal(0.3, 1.0, 400)
-    monkeypatch.setattr("jobs.statistics.CELLS", 1000 * 400)  # in several parts
+    monkeypatch.setattr("jobs.evaluation.bootstrap.CELLS", 1000 * 400)  # in several parts
     found = bootstrap(differences)
     expected = scipy.stats.bootstrap((differences,), np.mean, method="percentile", n_resamples=5000, rng=2)
     assert found.mean == pytest.approx(differences.mean())

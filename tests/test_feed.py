@@ -17,15 +17,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import alit.data
-import jobs.feed
-from alit.data import Order, crop_randomness, random_crop
+import alit.training.data
+import jobs.training.feed
+import jobs.training.ray_feed
 from alit.errors import TrainingError
-from alit.images import ImageError, Limits, decode_image
-from jobs.feed import Batch, Feed, held_out, local_batches, make_feed, shared_batches
-from jobs.inputs import InputError, Row, make_plan
-from jobs.reading import read_rows
-from jobs.runner import ray_session as session_of_jobs
+from alit.images.decode import decode_image
+from alit.images.formats import ImageError, Limits
+from alit.training.data import Order, crop_randomness, random_crop
+from alit.training.trainer import Batch
+from jobs.runtime.session import ray_session as session_of_jobs
+from jobs.sources.open import make_plan
+from jobs.sources.read import read_rows
+from jobs.sources.records import InputError, Row
+from jobs.training.feed import Feed, held_out, make_feed
+from jobs.training.local_feed import local_batches
+from jobs.training.ray_feed import shared_batches
 
 SIZE = 8
 
@@ -64,13 +70,13 @@ def table_of(path: Path, images: list[bytes | None], rows: int = 9) -> Path:
 @pytest.fixture(params=["files", "Parquet"])
 def write(request, monkeypatch):
     """Writes images as files or as Parquet, of whose rows 4 stay together."""
-    monkeypatch.setattr(jobs.feed, "SLICE", 4)
+    monkeypatch.setattr(jobs.training.feed, "SLICE", 4)
     return folder_of if request.param == "files" else table_of
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch) -> None:
-    monkeypatch.setattr(alit.data, "CHUNK", 12)
+    monkeypatch.setattr(alit.training.data, "CHUNK", 12)
 
 
 def feed_of(source: Path | str, batch_size: int = 4, seed: int = 3, **options: object) -> Feed:
@@ -105,7 +111,7 @@ ORDERS = st.tuples(
 
 def order_of(given: tuple[list[int], int, int, int]) -> Order:
     slices, batch_size, chunk, seed = given
-    with mock.patch.object(alit.data, "CHUNK", chunk):
+    with mock.patch.object(alit.training.data, "CHUNK", chunk):
         return Order(np.array(slices), min(batch_size, sum(slices)), seed)
 
 
@@ -408,16 +414,16 @@ def test_rows_that_are_late_missing_or_anothers_are_a_sentence(tmp_path, monkeyp
             batches(Rows(good, wrong))
     with pytest.raises(TrainingError, match="ended before step 1, 1 steps too early"):
         batches(Rows(good))
-    monkeypatch.setattr(jobs.feed, "PATIENCE", 0.05)
+    monkeypatch.setattr(jobs.training.ray_feed, "PATIENCE", 0.05)
     with pytest.raises(TrainingError, match=r"no images for step 0 after 0.05 s; Ray needs free CPUs"):
         batches(Rows(good, seconds=0.5))
 
 
 def test_tasks_hold_about_a_chunk_each_and_datasets_not_too_many_tasks(tmp_path, monkeypatch):
     folder = folder_of(tmp_path / "in", [picture(i) for i in range(22)])
-    monkeypatch.setattr(jobs.feed, "SEGMENT", 3)
+    monkeypatch.setattr(jobs.training.ray_feed, "SEGMENT", 3)
     for chunk, steps in ((4, [[1], [1], [1]]), (12, [[3], [2], [3]]), (100, [[5, 5, 5], [5, 5, 5], [5, 5, 5]])):
-        monkeypatch.setattr(alit.data, "CHUNK", chunk)
+        monkeypatch.setattr(alit.training.data, "CHUNK", chunk)
         tasks = jobs.feed._tasks(feed_of(folder), 0, 1000)
         assert [[part.last - part.first for part in task] for task in tasks] == steps
     assert sum(len(task) for task in jobs.feed._tasks(feed_of(folder), 4, 6)) == 2
@@ -425,8 +431,8 @@ def test_tasks_hold_about_a_chunk_each_and_datasets_not_too_many_tasks(tmp_path,
 
 @pytest.mark.usefixtures("ray_session")
 def test_rays_batches_are_those_without_ray(tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs.feed, "SLICE", 4)
-    monkeypatch.setattr(jobs.feed, "ROW_BYTES", 2 * 4 * SIZE**2 * 3)  # two steps of one worker
+    monkeypatch.setattr(jobs.training.feed, "SLICE", 4)
+    monkeypatch.setattr(jobs.training.ray_feed, "ROW_BYTES", 2 * 4 * SIZE**2 * 3)  # two steps of one worker
     images = [picture(i) if i % 7 else b"text" for i in range(22)]
     feed = feed_of(table_of(tmp_path / "table", images))
     expected = list(local_batches(feed, 3, 14))
@@ -446,7 +452,7 @@ def test_rays_batches_are_those_without_ray(tmp_path, monkeypatch):
             thread.join()
         assert_same([joined(batch) for batch in zip(*found, strict=True)], expected)
 
-        monkeypatch.setattr(jobs.feed, "SEGMENT", 3)  # several datasets one after the other
+        monkeypatch.setattr(jobs.training.ray_feed, "SEGMENT", 3)  # several datasets one after the other
         assert_same(list(shared_batches(feed, 3, 14, worker=0, workers=1)), expected)
 
         broken = feed_of(folder_of(tmp_path / "broken", [b"text"] * 8))

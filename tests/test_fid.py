@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from alit.errors import AlitError, WeightsError
-from alit.fid import InceptionFeatures, Moments, frechet_distance
+from alit.metrics.fid import InceptionFeatures, Moments, frechet_distance
 
 # -------------------------------------------------------------------- the published layout, by hand
 

@@ -19,11 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alit.images import encode_image
-from jobs.inputs import InputError, Plan, Row, open_input
-from jobs.plan import StoredPlan, plan_of_record, repeated_ids, write_plan
-from jobs.reading import read_batches, read_rows
-from jobs.storage import place
+from alit.images.encode import encode_image
+from jobs.dataset.plan import StoredPlan, plan_of_record, write_plan
+from jobs.dataset.unique_ids import repeated_ids
+from jobs.sources.open import open_input
+from jobs.sources.read import read_batches, read_rows
+from jobs.sources.records import InputError, Plan, Row
+from jobs.storage.path import place
 
 COUNT = 7
 LABELS = [{"name": f"label {i}", "boxes": [i, i + 1]} for i in range(COUNT)]
@@ -323,7 +325,7 @@ def test_ids_are_counted_by_ray_data_where_there_are_many(
     nulls, number, example = repeated_ids(files, 9)
     assert (nulls, number) == (1, 2)
     assert example in ("b", "c")
-    monkeypatch.setattr("jobs.plan.IDS_AT_ONCE", 5)
+    monkeypatch.setattr("jobs.dataset.unique_ids.IDS_AT_ONCE", 5)
     nulls, number, example = repeated_ids(files, 9)
     assert (nulls, number) == (1, 2)
     assert example in ("b", "c")
@@ -395,7 +397,7 @@ def test_words_that_look_like_something_else_stay_words(tmp_path: Path) -> None:
 
 
 def test_columns_that_nobody_asked_for_may_hold_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.lists.BLOCK", 1000)
+    monkeypatch.setattr("jobs.sources.lists.BLOCK", 1000)
     rows = 200
     (tmp_path / "a.csv").write_text("image,zip\n" + "".join(f"{i}.jpg,{i}\n" for i in range(rows)) + "last.jpg,ABC\n")
     assert len(everything(planned(str(tmp_path / "a.csv"), tmp_path / "1", 1000))[0]) == rows + 1

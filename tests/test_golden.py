@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from alit.config import AlitConfig
+from alit.model.config import AlitConfig
 from alit.official import from_official
 from alit.tokenizer import Alit
 from alit.weights import load_weights, save_weights

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hosts import Hosts, allowed, prepare, tokenize
 
-from alit.images import encode_image
+from alit.images.encode import encode_image
 
 
 def test_nothing_is_lost_when_a_host_is_cut_off(capsys: pytest.CaptureFixture[str]) -> None:

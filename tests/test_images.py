@@ -15,18 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from alit.errors import ConfigError
-from alit.images import (
-    JPEG_DECODING,
-    PILLOW_WARNS_ABOVE,
-    DecodedImage,
-    ImageError,
-    JpegMode,
-    Limits,
-    decode_image,
-    encode_image,
-    jpeg_decoding,
-    to_uint8,
-)
+from alit.images.decode import JPEG_DECODING, DecodedImage, JpegMode, decode_image, jpeg_decoding
+from alit.images.encode import encode_image, to_uint8
+from alit.images.formats import PILLOW_WARNS_ABOVE, ImageError, Limits
 
 SIDE = 32
 

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.inputs import InputError, Plan, Rows, open_input
-from jobs.plan import write_plan
-from jobs.reading import read_batches
-from jobs.storage import place
+from jobs.dataset.plan import write_plan
+from jobs.sources.open import open_input
+from jobs.sources.read import read_batches
+from jobs.sources.records import InputError, Plan, Rows
+from jobs.storage.path import place
 
 NOT_UTF8 = b"caf\xe9 100%.jpg"
 

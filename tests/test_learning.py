@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alit.config import AlitConfig, VQGANConfig
-from alit.initialization import initialize_locally
-from alit.objectives import objective_for
-from alit.recipe import BaseRecipe, DistillRecipe, Recipe
+from alit.model.config import AlitConfig, VQGANConfig
+from alit.reconstruction import distances, floats, of_lengths
 from alit.tokenizer import Alit
-from alit.training import Batch, Trainer
-from jobs.feed import held_out
-from jobs.measure import distances, floats, of_lengths
+from alit.training.initialization import initialize_locally
+from alit.training.objectives import objective_for
+from alit.training.recipes import BaseRecipe, DistillRecipe, Recipe
+from alit.training.trainer import Batch, Trainer
+from jobs.training.feed import held_out
 
 PHOTOGRAPHS = 64
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alit import metrics
+from alit.metrics import pixel as metrics
 
 ALL = {"l1": metrics.l1, "mse": metrics.mse, "psnr": metrics.psnr, "ssim": metrics.ssim}
 

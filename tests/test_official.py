@@ -20,8 +20,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from alit import config as presets
-from alit.official import CheckpointError, convert, from_official
+from alit.errors import CheckpointError
+from alit.model import presets
+from alit.official import convert, from_official
 from alit.tokenizer import Alit
 from alit.weights import fingerprint, load_weights
 

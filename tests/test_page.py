@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jobs.page import Picture, Summary, render
+from jobs.gallery.contents import Picture, Summary
+from jobs.gallery.page import render
 
 LENGTHS = (16, 32, 48, 64)
 SCORES = (0.21, 0.12, 0.0434, 0.0311)

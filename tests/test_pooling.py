@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alit.base import BaseTokens
-from alit.pooling import Answer, Pool, State, pooled
-from alit.selection import parse
+from alit.encoding.criteria import parse
+from alit.encoding.pool import Pool, State, pooled
+from alit.encoding.results import Answer
+from alit.model.base import BaseTokens
 
 ANY = parse("l1:0.5")
 K = 4

@@ -8,18 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from alit.config import AlitConfig, VQGANConfig
+from alit.dataset import TokenDataset, metadata_of
 from alit.errors import TrainingError
-from alit.images import encode_image
+from alit.images.encode import encode_image
+from alit.model.config import AlitConfig, VQGANConfig
 from alit.tokenizer import Alit
-from alit.tokens import TokenDataset
 from alit.weights import load_weights, save_weights
-from jobs.checkpoints import Checkpoints, Saved
-from jobs.inputs import InputError, make_plan, open_input
-from jobs.output import Totals, finish
-from jobs.plan import write_plan
-from jobs.shards import Job, decoded_batches, metadata_of, tokenize_shard
-from jobs.storage import StorageError, place
+from jobs.dataset.folder import Totals, finish
+from jobs.dataset.plan import write_plan
+from jobs.sources.open import make_plan, open_input
+from jobs.sources.records import InputError
+from jobs.storage.path import place
+from jobs.storage.retry import StorageError
+from jobs.tokenization.shard import Job, decoded_batches, tokenize_shard
+from jobs.training.checkpoints import Checkpoints, Saved
 
 
 def test_a_file_is_written_whole_read_back_and_listed(bucket):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from alit.weights import load_weights
-from jobs.feed import held_out
+from jobs.training.feed import held_out
 
 PHOTOGRAPHS = 224
 NEAR_TIE = 1e-5

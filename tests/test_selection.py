@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from small_models import SMALLEST
 from torch import Tensor
 
-from alit.base import BaseTokens
-from alit.config import AlitConfig, KLConfig
+from alit.encoding.criteria import HELP, Candidate, Criterion, parse
 from alit.errors import CriterionError
-from alit.selection import HELP, Candidate, Criterion, parse
+from alit.model.base import BaseTokens
+from alit.model.config import AlitConfig, KLConfig
 from alit.tokenizer import Alit
 
 KL = AlitConfig(

@@ -13,28 +13,21 @@ import pytest
 import torch
 from PIL import Image
 
-from alit.config import AlitConfig, VQGANConfig
+from alit.dataset import DATA, METADATA_KEY, REJECTS, Metadata, metadata_of, reject_schema, token_schema
 from alit.errors import AlitError, CriterionError
-from alit.images import Limits, decode_image
+from alit.images.decode import decode_image
+from alit.images.formats import Limits
+from alit.model.config import AlitConfig, VQGANConfig
 from alit.tokenizer import Alit
-from alit.tokens import DATA, METADATA_KEY, REJECTS, Metadata, reject_schema, token_schema
 from alit.weights import Weights, load_weights, save_weights
-from jobs import shards
-from jobs.inputs import Plan, Rows, open_input
-from jobs.shards import (
-    SHARD_KEY,
-    Counts,
-    Decoded,
-    Job,
-    ShardFiles,
-    decode_rows,
-    decoded_batches,
-    file_name,
-    metadata_of,
-    written_counts,
-)
-from jobs.stages import joined
-from jobs.storage import Place, StorageError, place
+from jobs.dataset.counts import SHARD_KEY, Counts, file_name, written_counts
+from jobs.sources.decode import Decoded, decode_rows, joined
+from jobs.sources.open import open_input
+from jobs.sources.records import Plan, Rows
+from jobs.storage.path import Place, place
+from jobs.storage.retry import StorageError
+from jobs.tokenization import shard as shards
+from jobs.tokenization.shard import Job, ShardFiles, decoded_batches
 
 
 def small(**changes: object) -> AlitConfig:

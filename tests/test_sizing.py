@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from alit.errors import AlitError
-from jobs.sizing import PlanOptions, Rates, estimate, plan
+from jobs.tokenization.capacity import PlanOptions, Rates, estimate, plan
 
 RATES = Rates(
     images_per_second=10.0,

@@ -25,8 +25,8 @@ from dashboard import ask, filled, panels
 from processes import family, named
 
 from alit.errors import AlitError
-from jobs.options import SubmitOptions
-from jobs.submit import submit
+from jobs.submission.client import submit
+from jobs.submission.options import SubmitOptions
 from serve.client import Client
 
 pc: Any = pyarrow.compute

@@ -20,16 +20,18 @@ from rich.console import Console
 from small_models import TINY
 from soak import Run, attack, compare, finished
 
+from alit.dataset import TokenDataset
 from alit.errors import AlitError
-from alit.images import encode_image
+from alit.images.encode import encode_image
 from alit.tokenizer import Alit
-from alit.tokens import TokenDataset
 from alit.weights import save_weights
-from jobs import shards
-from jobs.options import TokenizeOptions
-from jobs.runner import local_cpus
-from jobs.tokenize import Workers, stages, tokenize, workers_for
-from jobs.verify import verify
+from jobs.dataset.verify import verify
+from jobs.runtime.process import local_cpus
+from jobs.sources import decode
+from jobs.tokenization.actor import stages
+from jobs.tokenization.job import tokenize
+from jobs.tokenization.options import TokenizeOptions
+from jobs.tokenization.resources import Workers, workers_for
 
 COUNT = 600
 ROWS = 20
@@ -103,14 +105,14 @@ def test_an_image_that_crashes_its_decoder_costs_one_image(
     for i in range(1, 26):
         (folder / f"{i}.png").write_bytes((photos / f"{i:04}.png").read_bytes())
     (folder / "13.png").write_bytes(b"CRASH")
-    decode_image = shards.decode_image
+    decode_image = decode.decode_image
 
     def crashing(data: bytes, *rest: Any) -> Any:
         if data == b"CRASH":
             os.kill(os.getpid(), signal.SIGKILL)
         return decode_image(data, *rest)
 
-    monkeypatch.setattr(shards, "decode_image", crashing)
+    monkeypatch.setattr(decode, "decode_image", crashing)
     output = tmp_path / "out"
     summary = tokenize(
         str(folder), str(output), options(weights, rows_per_file=10, decode_workers=decode_workers), quiet()

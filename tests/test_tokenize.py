@@ -19,16 +19,16 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from alit.config import AlitConfig, VQGANConfig
+from alit.dataset import METADATA_KEY, Metadata, TokenDataset, reject_schema, token_schema
 from alit.errors import AlitError
-from alit.images import decode_image
+from alit.images.decode import decode_image
+from alit.model.config import AlitConfig, VQGANConfig
 from alit.tokenizer import Alit
-from alit.tokens import METADATA_KEY, Metadata, TokenDataset, reject_schema, token_schema
 from alit.weights import Weights, load_weights, save_weights
-from jobs import tokenize as job
-from jobs.options import TokenizeOptions
-from jobs.storage import StorageError
-from jobs.tokenize import Summary
+from jobs.storage.retry import StorageError
+from jobs.tokenization import job
+from jobs.tokenization.job import Summary
+from jobs.tokenization.options import TokenizeOptions
 
 GOOD = 40
 BAD = {  # file -> why it is rejected

@@ -16,11 +16,12 @@ import torch
 from small_models import TINY
 from torch import Tensor, nn
 
-from alit.base import VQGAN
-from alit.config import AlitConfig, KLConfig
+from alit.encoding.criteria import Candidate, Criterion, parse
+from alit.encoding.results import Encoded
 from alit.errors import CriterionError
-from alit.selection import Candidate, Criterion, parse
-from alit.tokenizer import Alit, Encoded
+from alit.model.config import AlitConfig, KLConfig
+from alit.model.vqgan import VQGAN
+from alit.tokenizer import Alit
 
 CONTINUOUS = dataclasses.replace(TINY, codebook_size=None)
 DETERMINISTIC = dataclasses.replace(TINY, halting="deterministic", halting_threshold=0.04)

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import SMALLEST
 
+from alit.dataset import OWN_NAMES, Metadata, TokenDataset, kept_name, pack, reject_schema, token_rows, token_schema
+from alit.encoding.results import Encoded
 from alit.errors import DatasetError
-from alit.tokenizer import Alit, Encoded
-from alit.tokens import OWN_NAMES, Metadata, TokenDataset, kept_name, pack, reject_schema, token_rows, token_schema
+from alit.tokenizer import Alit
 from alit.weights import Weights
 
 METADATA = Metadata(

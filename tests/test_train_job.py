@@ -20,12 +20,12 @@ import safetensors.torch
 import torch
 from small_models import TINY
 
-from alit.images import encode_image
+from alit.images.encode import encode_image
 from alit.tokenizer import Alit
 from alit.weights import load_weights, save_weights
-from jobs.checkpoints import Checkpoints
 from jobs.cli import main
-from jobs.storage import place
+from jobs.storage.path import place
+from jobs.training.checkpoints import Checkpoints
 
 HALTING = dataclasses.replace(TINY, halting="sampled", halting_threshold=0.03)
 

@@ -14,21 +14,23 @@ import torch
 from small_models import TINY as WITHOUT_HALTING
 from torch import Tensor, nn
 
-from alit.adversarial import DiscriminatorPerLength, PatchDiscriminator, adaptive_weight
-from alit.config import PRESETS, AlitConfig, KLConfig
-from alit.cost import cost
 from alit.errors import ConfigError, TrainingError
-from alit.initialization import initialize_locally
-from alit.objectives import DistillObjective, Losses, objective_for
-from alit.perceptual import Perceptual
-from alit.recipe import RECIPES, BaseRecipe, DistillRecipe, FinetuneRecipe, Recipe, recipe_from
-from alit.revival import CodeRevival
+from alit.metrics.lpips import Perceptual
+from alit.model.config import AlitConfig, KLConfig
+from alit.model.presets import PRESETS
 from alit.tokenizer import Alit
-from alit.training import Batch, Trainer, endless, train
+from alit.training.adversarial import DiscriminatorPerLength, PatchDiscriminator, adaptive_weight
+from alit.training.cost import cost
+from alit.training.initialization import initialize_locally
+from alit.training.loop import endless, train
+from alit.training.objectives import DistillObjective, Losses, objective_for
+from alit.training.recipes import RECIPES, BaseRecipe, DistillRecipe, FinetuneRecipe, Recipe, recipe_from
+from alit.training.revival import CodeRevival
+from alit.training.trainer import Batch, Trainer
 from alit.weights import load_weights
-from jobs.checkpoints import Checkpoints
-from jobs.run import LOG, RunFolder, Settings
-from jobs.storage import place
+from jobs.storage.path import place
+from jobs.training.checkpoints import Checkpoints
+from jobs.training.run_folder import LOG, RunFolder, Settings
 
 TINY = dataclasses.replace(WITHOUT_HALTING, halting="sampled", halting_threshold=0.03)
 GAN = {"gan_weight": 0.3, "gan_ramp": 2, "discriminator_width": 8, "discriminator_layers": 2}

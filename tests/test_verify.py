@@ -16,18 +16,19 @@ import torch
 from rich.console import Console
 from small_models import TINY
 
+from alit.dataset import metadata_of
 from alit.errors import AlitError
-from alit.images import encode_image
+from alit.images.encode import encode_image
 from alit.tokenizer import Alit
 from alit.weights import load_weights, save_weights
-from jobs.inputs import open_input
-from jobs.options import TokenizeOptions
-from jobs.output import JOB, Totals, finish
-from jobs.plan import write_plan
-from jobs.shards import Job, decoded_batches, metadata_of, tokenize_shard
-from jobs.storage import place
-from jobs.tokenize import job_record
-from jobs.verify import verify
+from jobs.dataset.folder import JOB, Totals, finish
+from jobs.dataset.plan import write_plan
+from jobs.dataset.verify import verify
+from jobs.sources.open import open_input
+from jobs.storage.path import place
+from jobs.tokenization.job import job_record
+from jobs.tokenization.options import TokenizeOptions
+from jobs.tokenization.shard import Job, decoded_batches, tokenize_shard
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ import torch.distributed as dist
 from small_models import TINY
 from torch import Tensor, nn
 
-from alit.config import AlitConfig, KLConfig
-from alit.objectives import objective_for
-from alit.recipe import BaseRecipe, DistillRecipe, FinetuneRecipe, Recipe
+from alit.model.config import AlitConfig, KLConfig
 from alit.tokenizer import Alit
-from alit.training import Batch, Trainer
+from alit.training.objectives import objective_for
+from alit.training.recipes import BaseRecipe, DistillRecipe, FinetuneRecipe, Recipe
+from alit.training.trainer import Batch, Trainer
 
 BATCH = 16
 STEPS = 20
@@ -69,7 +69,7 @@ def trainer_of(case: str, **changes: Any) -> Trainer:
 
 def train(case: str, rank: int, workers: int, **changes: Any) -> dict[str, Any]:
     """Losses of 20 steps, averaged over workers, and the state at the end."""
-    from alit import distributed
+    from alit.training import distributed
 
     torch.set_num_threads(1)
     trainer = trainer_of(case, **changes)

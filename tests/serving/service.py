@@ -17,7 +17,7 @@ import numpy as np
 from clusters import free_ports
 from PIL import Image
 
-from alit.images import encode_image
+from alit.images.encode import encode_image
 
 KEY = "a-key-for-the-tests-0123456789"
 

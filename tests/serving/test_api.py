@@ -30,15 +30,16 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 from rich.console import Console
 
-from alit.images import decode_image, to_uint8
-from alit.tokens import TokenDataset
+from alit.dataset import TokenDataset
+from alit.images.decode import decode_image
+from alit.images.encode import to_uint8
 from alit.weights import Weights
-from jobs.options import TokenizeOptions
-from jobs.tokenize import tokenize
+from jobs.tokenization.job import tokenize
+from jobs.tokenization.options import TokenizeOptions
+from serve.access import Doors
 from serve.app import build
 from serve.client import AsyncClient, Client, ServiceError
-from serve.config import Place, Settings, read_settings
-from serve.doors import Doors
+from serve.settings import Place, Settings, read_settings
 from serving.service import KEY, Service, body, photo
 
 CLUSTER = Path(__file__).parents[2] / "cluster"

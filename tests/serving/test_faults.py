@@ -17,7 +17,7 @@ import torch
 from processes import named
 from small_models import SMALLEST
 
-from alit.images import decode_image
+from alit.images.decode import decode_image
 from alit.tokenizer import Alit
 from alit.weights import load_weights, save_weights
 from serve.client import Client

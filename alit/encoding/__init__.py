@@ -1,0 +1,1 @@
+"""When an image has enough tokens, and which images run together."""

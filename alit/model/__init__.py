@@ -1,0 +1,1 @@
+"""The network: base tokenizers, latent distillation, codebook, halting."""

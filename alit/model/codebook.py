@@ -1,0 +1,54 @@
+"""The l2-normalised latent codebook.
+
+Shapes: B batch, N latents, C code width, K codebook size.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from alit.model.layers import full_precision
+
+
+class Quantized(NamedTuple):
+    """What quantizing one batch of codes gives."""
+
+    codes_BNC: Tensor
+    """Unit codebook rows; gradients pass straight through to the unquantized codes."""
+    ids_BN: Tensor
+    loss: Tensor
+    """Codebook loss plus 0.25 times the commitment loss, a scalar."""
+
+
+class LatentCodebook(nn.Module):
+    """Nearest-neighbour quantization on the unit sphere (cosine similarity), always in fp32."""
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size, dim).uniform_(-1 / size, 1 / size))
+
+    def rows(self) -> Float[Tensor, "K C"]:
+        """The normalised codebook, the form in which its rows are compared and decoded."""
+        return F.normalize(self.weight.float(), dim=-1)
+
+    def ids(self, codes_BNC: Float[Tensor, "*batch C"]) -> Int[Tensor, "*batch"]:
+        """The nearest row of each code; scaling a code does not change its id, so it need not be normalised."""
+        with full_precision(codes_BNC):
+            return (codes_BNC.float() @ self.rows().T).argmax(-1)
+
+    def lookup(self, ids_BN: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch C"]:
+        return F.normalize(F.embedding(ids_BN, self.weight).float(), dim=-1)
+
+    def forward(self, codes_BNC: Float[Tensor, "B N C"], strength: float = 1.0) -> Quantized:
+        """Quantizes, with `strength` from 0 (the unit codes pass through) to 1 (codebook rows), for a gentle start."""
+        with full_precision(codes_BNC):
+            unit_BNC = F.normalize(codes_BNC.float(), dim=-1)
+            ids_BN = self.ids(unit_BNC.detach())
+            rows_BNC = self.lookup(ids_BN)
+            loss = F.mse_loss(rows_BNC, unit_BNC.detach()) + 0.25 * F.mse_loss(unit_BNC, rows_BNC.detach())
+            return Quantized(unit_BNC + strength * (rows_BNC - unit_BNC).detach(), ids_BN, loss)

@@ -1,0 +1,1 @@
+"""Training of the tokenizer on tensors, without input or output."""

@@ -1,0 +1,89 @@
+"""What runs on the workers of a training run, and what starts them: Ray Train, or this process alone.
+
+A worker makes its trainer of a `Start`, goes on from the run's newest checkpoint and trains. Nothing that it needs lies
+on the driver's disk.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from alit.metrics.lpips import Perceptual
+from alit.tokenizer import Alit
+from alit.training import distributed
+from alit.training.loop import train
+from alit.training.objectives import objective_for
+from alit.training.trainer import Batch, Trainer
+from jobs.runtime.process import keep_freed_memory
+from jobs.storage.path import Place
+from jobs.training.feed import Feed
+from jobs.training.local_feed import local_batches
+from jobs.training.run_folder import RunFolder, Settings, Tell
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """All that a worker needs; picklable.
+
+    Attributes:
+        settings: what was asked for.
+        folder: of the run.
+        model: with its initial values, on the CPU.
+        perceptual: LPIPS, where its files were given.
+        feed: the training images.
+        held_out: the validation images, uint8 [B, 3, S, S].
+        flops: floating-point operations per image.
+        threads: of torch, per worker.
+    """
+
+    settings: Settings
+    folder: Place
+    model: Alit
+    perceptual: Perceptual | None
+    feed: Feed
+    held_out: Tensor | None
+    flops: float
+    threads: int
+
+
+def work(
+    start: Start,
+    batches: Callable[[int, int], Iterator[Batch]],
+    *,
+    device: torch.device,
+    tell: Tell,
+    preempted: Callable[[], bool] = lambda: False,
+) -> None:
+    """What every worker does: `batches` gives its share of the steps from one to another."""
+    torch.set_num_threads(start.threads)
+    keep_freed_memory()
+    recipe = start.settings.recipe
+    model = start.model.to(device).train()
+    perceptual = start.perceptual.to(device) if start.perceptual is not None else None
+    trainer = Trainer(model, objective_for(model, recipe, perceptual), recipe)
+    run = RunFolder(
+        start.folder,
+        start.settings,
+        held_out=start.held_out,
+        flops=start.flops,
+        tell=tell,
+        preempted=preempted,
+    )
+    places = distributed.gathered_objects(f"process {os.getpid()} on {socket.gethostname()}")
+    if distributed.rank() == 0:
+        tell({"line": f"training on {device.type} with {len(places)} worker(s): {', '.join(places)}"})
+    run.resume(trainer)
+    train(trainer, run.without_rejects(batches(trainer.step, recipe.steps)), run)
+    run.finish(trainer)
+
+
+def train_here(start: Start, *, tell: Tell) -> None:
+    """Trains in this process, without Ray."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    work(start, lambda first, last: local_batches(start.feed, first, last), device=device, tell=tell)
