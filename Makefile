@@ -27,17 +27,17 @@ slow: $(INSTALLED) ## run the tests that take minutes: training that learns, a c
 	@$(PY) -m pytest -m slow $(ARGS)
 
 soak: $(INSTALLED) ## kill a job again and again and compare its files: make soak INPUT=photos/
-	@echo "soak: tests/soak.py $(INPUT) soak"
-	@$(PY) tests/soak.py "$(INPUT)" soak
+	@echo "soak: tests/tools/soak.py $(INPUT) soak"
+	@PYTHONPATH=tests/support $(PY) tests/tools/soak.py "$(INPUT)" soak
 
 load: $(INSTALLED) ## put the service under load and measure: make load INPUT=photos.parquet
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[load]"
-	@echo "load: tests/load.py $(INPUT)"
-	@$(PY) tests/load.py "$(INPUT)"
+	@echo "load: tests/tools/load.py $(INPUT)"
+	@PYTHONPATH=tests/support $(PY) tests/tools/load.py "$(INPUT)"
 
 hosts: $(INSTALLED) ## train, tokenize and serve on hosts in network namespaces: make hosts INPUT=photos.parquet
-	@echo "hosts: tests/hosts.py $(INPUT)"
-	@$(PY) tests/hosts.py "$(INPUT)"
+	@echo "hosts: tests/tools/hosts.py $(INPUT)"
+	@PYTHONPATH=tests/support $(PY) tests/tools/hosts.py "$(INPUT)"
 
 check: $(INSTALLED) ## lint, formatting, types, and which package may import which
 	@echo "check: ruff check"

@@ -13,9 +13,8 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
+from paths import SHARED, TESTS
 from s3_server import s3_server
-
-HERE = Path(__file__).parent
 
 # Before anything imports alit. The tower: an int is welcome where a float is asked for, as static checkers have it.
 jaxtyping.install_import_hook("alit", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
@@ -36,10 +35,9 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real photographs beside the checkout, which is no part of it."""
-    folder = HERE.parent.parent / "shared"
-    if not (folder / "data").is_dir():
+    if not (SHARED / "data").is_dir():
         pytest.skip("needs ../shared (real photographs)")
-    return folder
+    return SHARED
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +80,7 @@ def bucket(tmp_path_factory):
 def _unexpected_skips(config: pytest.Config) -> list[str]:
     if os.environ.get("ALIT_STRICT_SKIPS") != "1":
         return []
-    lines = (HERE / "skips_allowed.txt").read_text().splitlines()
+    lines = (TESTS / "skips_allowed.txt").read_text().splitlines()
     allowed = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     reports = config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
     reasons = {report.nodeid: str(report.longrepr[2]) for report in reports}

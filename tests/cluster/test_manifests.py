@@ -17,12 +17,12 @@ import ray
 import yaml
 from clusters import build
 from jsonschema import Draft7Validator, Draft202012Validator
+from paths import CLUSTER, SHARED
 from ray.serve.schema import ServeDeploySchema
 
 from jobs import cli
 from serve.settings import Settings
 
-CLUSTER = Path(__file__).parents[1] / "cluster"
 OVERLAYS = ["cpu", "single-gpu", "multi-gpu", "spot"]
 VERSION = "1.33"
 
@@ -52,7 +52,7 @@ def strict(schema: Any) -> Any:
 
 @cache
 def kuberay(kind: str) -> Draft202012Validator:
-    path = CLUSTER.parents[1] / "shared" / "schemas" / "kuberay" / f"ray.io_{kind.lower()}s.yaml"
+    path = SHARED / "schemas" / "kuberay" / f"ray.io_{kind.lower()}s.yaml"
     if not path.exists():
         pytest.skip("needs ../shared (real photographs), and KubeRay's schemas in it")
     versions = yaml.load(path.read_text(), yaml.CSafeLoader)["spec"]["versions"]  # a megabyte

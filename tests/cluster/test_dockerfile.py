@@ -9,8 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "cluster" / "Dockerfile").read_text().replace("\\\n", " ")
 STEPS = [line.split(maxsplit=1) for line in TEXT.splitlines() if line and not line.startswith("#")]
 
@@ -81,5 +81,5 @@ def test_its_installation_gives_a_working_command(tmp_path: Path) -> None:
     assert "tokenize" in run("alit", "--help")
     who = "import os; print(os.getuid(), os.access('/', os.W_OK))"
     assert os.geteuid() != 0 or run("python", "-c", who) == "1000 False\n"
-    code = "import serve.app, jobs.tokenize, alit; print(alit.__file__, len(alit.load_weights().fingerprint))"
+    code = "import serve.app, jobs.tokenization.job, alit; print(alit.__file__, len(alit.load_weights().fingerprint))"
     assert str(installed) in run("python", "-c", code)

@@ -25,10 +25,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from paths import CLUSTER
 from PIL import Image
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 from rich.console import Console
+from service import KEY, Service, body, photo
 
 from alit.dataset import TokenDataset
 from alit.images.decode import decode_image
@@ -40,9 +42,6 @@ from serve.access import Doors
 from serve.app import build
 from serve.client import AsyncClient, Client, ServiceError
 from serve.settings import Place, Settings, read_settings
-from serving.service import KEY, Service, body, photo
-
-CLUSTER = Path(__file__).parents[2] / "cluster"
 
 
 def expected(weights: Weights, file: bytes, criterion: str) -> Any:

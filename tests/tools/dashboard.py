@@ -1,6 +1,6 @@
 """Draws the panels of cluster/monitoring/dashboard.json from what a Prometheus answers, where no Grafana is at hand.
 
-python tests/dashboard.py http://127.0.0.1:9090 dashboard.png [--minutes 10]
+python tests/tools/dashboard.py http://127.0.0.1:9090 dashboard.png [--minutes 10]
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from paths import CLUSTER
 
-BOARD = Path(__file__).parents[1] / "cluster" / "monitoring" / "dashboard.json"
+BOARD = CLUSTER / "monitoring" / "dashboard.json"
 COLUMNS = 3
 
 

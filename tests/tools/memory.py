@@ -1,6 +1,6 @@
 """Measures whether the job's memory grows with its corpus: one image listed again and again under other ids.
 
-    python tests/memory.py [10000 1000000]
+    python tests/tools/memory.py [10000 1000000]
 
 For each number of rows: seconds to plan and to tokenize; the peaks of the unique set sizes of the driver, of the actors
 and of Ray's own processes, and of the object store.

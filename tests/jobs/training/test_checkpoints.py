@@ -21,6 +21,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import ROOT
 
 from alit.errors import ConfigError, TrainingError
 from jobs.storage.path import place
@@ -127,7 +128,7 @@ def write_and_die(self, data):
 _HashingWriter.write = write_and_die
 checkpoints.save({{"step": 2, "first": torch.zeros(100_000), "second": torch.zeros(100_000)}}, 2)
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent.parent, check=False)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL
     (left,) = [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
     assert left.stat().st_size >= 400_000

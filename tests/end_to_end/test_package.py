@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
 PACKAGES = ("alit", "jobs", "serve")
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from service import KEY, SETTINGS, Service
 
 import alit
 from alit.weights import Weights
-from serving.service import KEY, SETTINGS, Service
 
 
 @pytest.fixture(scope="package")

@@ -18,6 +18,7 @@ from dashboard import BOARD, panels
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
+from paths import ROOT
 
 ALERTS = BOARD.parent / "alerts.yaml"
 RULES = {rule["alert"]: rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]}
@@ -102,7 +103,7 @@ def test_panels_have_distinct_ids_and_places() -> None:
 
 
 def test_the_code_makes_the_metrics_that_are_asked_for_and_each_is_asked_for() -> None:
-    root = Path(__file__).parents[1]
+    root = ROOT
     code = "".join(path.read_text() for room in ("jobs", "serve") for path in (root / room).glob("*.py"))
     made = set(re.findall(r'metrics\.\w+\(\s*"(alit_\w+)"', code)) | set(re.findall(r'\("(alit_train_\w+)", "', code))
     asked = [target["expr"] for panel in panels() for target in panel["targets"]]

@@ -1,6 +1,6 @@
 """Several hosts on this machine: each a network namespace with its own address and its own disk for Ray, on one switch.
 
-    python tests/hosts.py PHOTOS.parquet [--images 600]
+    python tests/tools/hosts.py PHOTOS.parquet [--images 600]
 
 Trains, tokenizes and serves on a Ray cluster of three of them, with a token, through an S3 server on a fourth; cuts one
 off in the middle and brings it back; replaces the head, whose state Redis keeps. Says how long everything took to

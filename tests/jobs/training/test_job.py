@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from paths import ROOT
 from small_models import TINY
 
 from alit.images.encode import encode_image
@@ -62,7 +63,7 @@ def command(stage: str, photographs: Path, run: str, *options: object) -> list[s
 
 
 def start(arguments: list[str], log: Path, **environment: str) -> subprocess.Popen[bytes]:
-    root = str(Path(__file__).parent.parent)
+    root = str(ROOT)
     with log.open("ab") as file:
         return subprocess.Popen(arguments, cwd=root, stdout=file, stderr=file, env=os.environ | environment)
 
@@ -167,7 +168,7 @@ def nodes(monkeypatch) -> Iterator[Any]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
         "OMP_WAIT_POLICY": "passive",  # workers have more threads here than there are cores
-        "PYTHONPATH": str(Path(__file__).parent.parent),
+        "PYTHONPATH": str(ROOT),
     }.items():
         monkeypatch.setenv(name, value)
     from ray.cluster_utils import Cluster

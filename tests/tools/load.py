@@ -1,6 +1,6 @@
 """Measures `alit serve` under load from a separate process, with locust (`pip install -e '.[load]'`).
 
-    python tests/load.py PHOTOS.parquet [--images 16] [--seconds 30] [--overload-seconds 60] [--settings FILE]
+    python tests/tools/load.py PHOTOS.parquet [--images 16] [--seconds 30] [--overload-seconds 60] [--settings FILE]
 
 On a machine of two cores: the replica that holds the model has one for itself, as the bare loop has; the client, the
 proxy, the API and the rest of Ray share the other. Prints, as lines of JSON: the bare loop's images per second;
@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from processes import family, named, unique_bytes
-from serving.service import Service
+from service import Service
 
 from alit.images.decode import decode_image
 from alit.weights import load_weights

@@ -1,6 +1,6 @@
 """Kills a running `alit tokenize` again and again, and compares what comes out with an undisturbed run, byte for byte.
 
-    python tests/soak.py INPUT WORK [--kills driver actor rename node driver] [--rows-per-file 256] [--s3]
+    python tests/tools/soak.py INPUT WORK [--kills driver actor rename node driver] [--rows-per-file 256] [--s3]
 
 The job runs on a Ray cluster of two nodes on this machine. Each kill comes when a share of the files is there, which
 grows from kill to kill. With --s3, input and output lie on a real S3 server, behind a proxy that fails one request in
@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paths import ROOT, TESTS
 from processes import named
 
-HERE = Path(__file__).parent
 ENVIRONMENT = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
@@ -34,7 +34,7 @@ ENVIRONMENT = {
     "RAY_health_check_failure_threshold": "5",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",
-    "PYTHONPATH": str(HERE.parent),
+    "PYTHONPATH": f"{ROOT}:{TESTS / 'support'}",
 }
 KINDS = ("driver", "actor", "worker", "rename", "node", "terminate")
 

@@ -14,9 +14,9 @@ import httpx
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from service import KEY, Service, photo
 
 from alit.images.encode import encode_image
-from serving.service import KEY, Service, photo
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")

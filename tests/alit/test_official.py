@@ -26,7 +26,6 @@ from alit.official import convert, from_official
 from alit.tokenizer import Alit
 from alit.weights import fingerprint, load_weights
 
-GOLDEN = Path(__file__).parent / "golden"
 Layout = dict[str, tuple[int, ...]]
 
 # ---------------------------------------------------------------- the published layout, independently

@@ -14,8 +14,7 @@ from PIL import Image
 from processes import named
 from schemathesis import GenerationMode, checks
 from schemathesis.specs.openapi import checks as openapi_checks
-
-from serving.service import KEY, Service, body, photo
+from service import KEY, Service, body, photo
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ import pytest
 import yaml
 from clusters import AUTHORIZED, BIN, CALM, Head, Node, build, free_ports, wait_for
 from dashboard import ask, filled, panels
+from paths import CLUSTER
 from processes import family, named
 
 from alit.errors import AlitError
@@ -30,7 +31,6 @@ from jobs.submission.options import SubmitOptions
 from serve.client import Client
 
 pc: Any = pyarrow.compute
-CLUSTER = Path(__file__).parents[1] / "cluster"
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from clusters import BIN, CALM, Head
-
-CLUSTER = Path(__file__).parents[1] / "cluster"
+from paths import CLUSTER
 
 
 @pytest.mark.slow

@@ -15,13 +15,13 @@ from typing import Any
 import httpx
 import torch
 from processes import named
+from service import KEY, SETTINGS, Service, body, photo
 from small_models import SMALLEST
 
 from alit.images.decode import decode_image
 from alit.tokenizer import Alit
 from alit.weights import load_weights, save_weights
 from serve.client import Client
-from serving.service import KEY, SETTINGS, Service, body, photo
 
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 BODY = body(*[photo(i) for i in range(8)], criterion="l1:0")

@@ -1,4 +1,4 @@
-"""The user that locust makes many of, for tests/load.py."""
+"""The user that locust makes many of, for tests/tools/load.py."""
 
 from __future__ import annotations
 

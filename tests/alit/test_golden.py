@@ -2,7 +2,6 @@
 
 import dataclasses
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from alit.official import from_official
 from alit.tokenizer import Alit
 from alit.weights import load_weights, save_weights
 
-GOLDEN = Path(__file__).parent / "golden"
 HALTING = {"official-mini-halting": {"halting": "deterministic", "halting_threshold": 0.018}}
 VQGAN = ("official-mini", "official-mini-halting")
 EVERY = (*VQGAN, "official-mini-kl")
