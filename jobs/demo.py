@@ -9,7 +9,7 @@ from rich.console import Console
 
 from alit.errors import AlitError
 from jobs.gallery.job import show
-from jobs.storage.path import place
+from jobs.storage.path import parse_uri
 from jobs.tokenization.job import describe, tokenize
 from jobs.tokenization.options import TokenizeOptions
 
@@ -46,7 +46,7 @@ def demo(folder: Path, console: Console) -> Path:
     photographs, tokens, page = folder / "photographs", folder / "tokens", folder / "index.html"
     for name in PHOTOGRAPHS:
         if (data / name).is_file():
-            place(str(photographs / name)).write((data / name).read_bytes())
+            parse_uri(str(photographs / name)).write((data / name).read_bytes())
     summary = tokenize(str(photographs), str(tokens), TokenizeOptions(overwrite=True), console)
     describe(summary, console)
     show(str(tokens), str(photographs), page, images_per_second=summary.images_per_second)

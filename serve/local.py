@@ -19,7 +19,7 @@ import torch
 from alit.errors import AlitError, ConfigError
 from alit.weights import load_weights
 from serve.access import KEYS, read_keys
-from serve.settings import Place, Settings, is_loopback, read_settings
+from serve.settings import ListenAddress, Settings, is_loopback, read_settings
 
 
 class Asked(threading.Event):
@@ -158,7 +158,7 @@ def say(words: str) -> None:
     print(f"alit: {words}", file=sys.stderr, flush=True)
 
 
-def checked(config: Path | None, changes: dict[str, Any], here: Path) -> tuple[Settings, Place]:
+def checked(config: Path | None, changes: dict[str, Any], here: Path) -> tuple[Settings, ListenAddress]:
     """Settings whose files were looked at: what is wrong costs a sentence, not a start. Paths become absolute.
 
     Args:

@@ -80,7 +80,7 @@ class Settings(BaseModel):
         return self
 
 
-class Place(BaseModel):
+class ListenAddress(BaseModel):
     """Where `alit serve` listens.
 
     Attributes:
@@ -105,7 +105,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def read_settings(path: Path | None, changes: dict[str, Any]) -> tuple[Settings, Place]:
+def read_settings(path: Path | None, changes: dict[str, Any]) -> tuple[Settings, ListenAddress]:
     """The settings of a YAML file, of which `changes` replace some.
 
     Raises:
@@ -122,9 +122,9 @@ def read_settings(path: Path | None, changes: dict[str, Any]) -> tuple[Settings,
         if not isinstance(found, dict):
             raise ConfigError(f"{str(path)!r} must hold settings such as 'port: 8000', got {type(found).__name__}")
     found |= {name: value for name, value in changes.items() if value is not None}
-    where = {name: found.pop(name) for name in Place.model_fields if name in found}
+    where = {name: found.pop(name) for name in ListenAddress.model_fields if name in found}
     try:
-        return Settings(**found), Place(**where)
+        return Settings(**found), ListenAddress(**where)
     except (ValueError, TypeError) as error:  # TypeError: a name that is no text
         raise ConfigError(f"the service's settings: {describe(error)}") from error
 

@@ -19,7 +19,7 @@ from jobs.runtime.process import keep_freed_memory, local_cpus
 from jobs.runtime.weights import load
 from jobs.sources.open import make_plan
 from jobs.sources.records import Plan
-from jobs.storage.path import place
+from jobs.storage.path import parse_uri
 from jobs.tokenization.capacity import Rates
 from jobs.tokenization.job import Summary, tokenize
 from jobs.tokenization.options import TokenizeOptions
@@ -73,7 +73,7 @@ def benchmark_tokenize(
     with tempfile.TemporaryDirectory() as folder:
         job = Job(
             source=plan.source,
-            output=place(folder),
+            output=parse_uri(folder),
             metadata=metadata_of(loaded, criterion or loaded.model.config.criterion),
         )
         rates = {}

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alit.dataset import DATA, Metadata
-from jobs.storage.path import Place
+from jobs.storage.path import StoragePath
 from jobs.storage.retry import as_os_error
 
 
@@ -51,7 +51,7 @@ _KEPT_COUNTS = ("shard", "images", "rejects", "lengths", "satisfied")
 SHARD_KEY = b"alit_shard"
 
 
-def written_counts(output: Place, number: int) -> Counts | None:
+def written_counts(output: StoragePath, number: int) -> Counts | None:
     """The counts of a shard that is written; None where it is not.
 
     Raises:

@@ -18,7 +18,7 @@ from alit.errors import AlitError
 from jobs.dataset.counts import Counts, tokens_of, written_counts
 from jobs.dataset.plan import PLAN, StoredPlan
 from jobs.sources.records import Source
-from jobs.storage.path import Place
+from jobs.storage.path import StoragePath
 from jobs.storage.retry import reason
 
 JOB = "_job.json"
@@ -50,7 +50,7 @@ class Totals:
         return tokens_of(self.lengths, metadata)
 
 
-def read_record(output: Place, *, overwrite: bool) -> dict[str, Any] | None:
+def read_record(output: StoragePath, *, overwrite: bool) -> dict[str, Any] | None:
     """What an interrupted job wrote about itself; None where there is nothing to go on with, or it is to be replaced.
 
     Raises:
@@ -77,7 +77,7 @@ def read_record(output: Place, *, overwrite: bool) -> dict[str, Any] | None:
     return record
 
 
-def read_json(where: Place) -> dict[str, Any] | None:
+def read_json(where: StoragePath) -> dict[str, Any] | None:
     """An object of JSON; None where there is no such file.
 
     Raises:
@@ -96,7 +96,7 @@ def read_json(where: Place) -> dict[str, Any] | None:
     return found
 
 
-def clear(output: Place) -> None:
+def clear(output: StoragePath) -> None:
     """Removes a dataset: first what says that it is complete, last what says that it is a dataset."""
     (output / MANIFEST).remove_file()
     for name in (DATA, REJECTS, PLAN):
@@ -106,7 +106,7 @@ def clear(output: Place) -> None:
         output.remove_folder()
 
 
-def require_same(output: Place, before: dict[str, Any], now: dict[str, Any]) -> None:
+def require_same(output: StoragePath, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuses to go on with other settings than a job was begun with.
 
     Raises:
@@ -120,7 +120,7 @@ def require_same(output: Place, before: dict[str, Any], now: dict[str, Any]) -> 
         )
 
 
-def require_apart(given: Place, source: Source, output: Place) -> None:
+def require_apart(given: StoragePath, source: Source, output: StoragePath) -> None:
     """Refuses an output that --overwrite would remove the input with, or that would become input itself.
 
     Args:
@@ -143,7 +143,7 @@ def require_apart(given: Place, source: Source, output: Place) -> None:
         )
 
 
-def unwritten(output: Place, shards: int) -> np.ndarray:
+def unwritten(output: StoragePath, shards: int) -> np.ndarray:
     """The numbers of the shards whose two files are not both there."""
     todo = np.ones(shards, bool)
     finished = set((output / DATA).names()) & set((output / REJECTS).names())
@@ -152,7 +152,7 @@ def unwritten(output: Place, shards: int) -> np.ndarray:
     return np.flatnonzero(todo)
 
 
-def read_totals(output: Place, numbers: Iterable[int], tell: Callable[[int], None] | None = None) -> Totals:
+def read_totals(output: StoragePath, numbers: Iterable[int], tell: Callable[[int], None] | None = None) -> Totals:
     """The counts of shards that are already written, from their files' footers.
 
     Raises:
@@ -188,7 +188,7 @@ def batched(numbers: Iterable[int], size: int = 4096) -> Iterator[list[int]]:
         yield some
 
 
-def finish(output: Place, metadata: Metadata, plan: StoredPlan, totals: Totals) -> None:
+def finish(output: StoragePath, metadata: Metadata, plan: StoredPlan, totals: Totals) -> None:
     """Writes the dataset's card and, last, the manifest that says it is complete."""
     told = asdict(metadata)
     manifest = {

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from jobs.dataset.unique_ids import IdFile, pc, repeated_ids
 from jobs.sources.columnar import BROKEN, ColumnarFile, open_table
 from jobs.sources.records import Input, InputError, Shard, Source, readable
-from jobs.storage.path import Place
+from jobs.storage.path import StoragePath
 from jobs.storage.retry import StorageError, reason
 
 PLAN = "_plan"
@@ -49,7 +49,7 @@ class StoredPlan:
         rows_per_file: images in a shard, at most.
     """
 
-    folder: Place
+    folder: StoragePath
     source: Source
     shards: int
     images: int | None
@@ -96,7 +96,7 @@ class StoredPlan:
 
 
 @contextmanager
-def _part(folder: Place, number: int) -> Iterator[ColumnarFile]:
+def _part(folder: StoragePath, number: int) -> Iterator[ColumnarFile]:
     """One of the plan's files; no cache of it, as functions with one cannot travel to Ray's workers by value."""
     try:
         with open_table(folder / PLAN, _file_name(number).encode()) as part:
@@ -123,7 +123,9 @@ def _schema(kept: Iterable[pa.Field]) -> pa.Schema:
     )
 
 
-def write_plan(folder: Place, found: Input, rows_per_file: int, limit: int | None, tell: Any = None) -> StoredPlan:
+def write_plan(
+    folder: StoragePath, found: Input, rows_per_file: int, limit: int | None, tell: Any = None
+) -> StoredPlan:
     """Lists an input into a dataset's plan.
 
     Args:
@@ -209,7 +211,7 @@ def limited(shards: Iterator[Shard], limit: int) -> Iterator[Shard]:
             return
 
 
-def read_plan(folder: Place, root: Place, record: dict[str, Any], settings: dict[str, Any]) -> StoredPlan:
+def read_plan(folder: StoragePath, root: StoragePath, record: dict[str, Any], settings: dict[str, Any]) -> StoredPlan:
     """A plan as `StoredPlan.to_json` describes it.
 
     Args:
@@ -232,7 +234,7 @@ def read_plan(folder: Place, root: Place, record: dict[str, Any], settings: dict
     return StoredPlan(folder=folder, source=source, rows_per_file=settings["rows_per_file"], **numbers)
 
 
-def plan_of_record(folder: Place, record: dict[str, Any]) -> StoredPlan:
+def plan_of_record(folder: StoragePath, record: dict[str, Any]) -> StoredPlan:
     """The plan of a dataset whose `_job.json` is `record`, to compare with its files; the input need not be there."""
     return read_plan(folder, folder, record["plan"], record)
 

@@ -13,7 +13,7 @@ from jobs.runtime.session import ray_session
 from jobs.sources.columnar import BROKEN, open_table
 from jobs.sources.records import InputError, readable
 from jobs.sources.tables import READERS
-from jobs.storage.path import Place
+from jobs.storage.path import StoragePath
 from jobs.storage.retry import Unavailable, again, as_os_error, is_outage, reason
 
 pc: Any = pyarrow.compute  # whose functions are made on import, unseen by type checkers
@@ -23,7 +23,7 @@ IDS_AT_ONCE = 2_000_000
 """Ids that are compared in this process; more of them by Ray Data."""
 
 
-IdFile = tuple[Place, bytes, str]
+IdFile = tuple[StoragePath, bytes, str]
 """A root, a table's name below it, and its column of ids, or of lists of them."""
 
 

@@ -21,7 +21,7 @@ from jobs.dataset.plan import StoredPlan, plan_of_record
 from jobs.dataset.unique_ids import repeated_ids
 from jobs.runtime.process import local_cpus
 from jobs.runtime.progress import job_bar
-from jobs.storage.path import Place, place
+from jobs.storage.path import StoragePath, parse_uri
 from jobs.storage.retry import as_os_error, reason
 
 pc: Any = pyarrow.compute  # whose functions are made on import, unseen by type checkers
@@ -36,7 +36,7 @@ def verify(dataset: str, console: Console) -> bool:
     Raises:
         AlitError: the folder is no token dataset, or its plan cannot be read.
     """
-    folder = place(dataset)
+    folder = parse_uri(dataset)
     record, manifest = read_json(folder / JOB), read_json(folder / MANIFEST)
     if record is None:
         raise AlitError(f"{dataset!r} has no {JOB}: it is no token dataset that `alit tokenize` made")
@@ -91,7 +91,7 @@ def verify(dataset: str, console: Console) -> bool:
 _METADATA = tuple(field for field in Metadata.__dataclass_fields__)
 
 
-def _check(folder: Place, plan: StoredPlan, metadata: Metadata, number: int) -> tuple[Counts | None, list[str]]:
+def _check(folder: StoragePath, plan: StoredPlan, metadata: Metadata, number: int) -> tuple[Counts | None, list[str]]:
     name, tables, problems = file_name(number), {}, []
     expected = {
         DATA: token_schema(metadata, plan.source.kept),
@@ -123,7 +123,7 @@ def _check(folder: Place, plan: StoredPlan, metadata: Metadata, number: int) -> 
     return counts, problems
 
 
-def _table(where: Place) -> pa.Table:
+def _table(where: StoragePath) -> pa.Table:
     with as_os_error():
         source = pa.OSFile(where.path) if where.local else pa.BufferReader(where.read())
         return pq.ParquetFile(source, page_checksum_verification=True).read()

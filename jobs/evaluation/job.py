@@ -23,7 +23,7 @@ from jobs.evaluation.report import Evaluation, report, require_thresholds
 from jobs.evaluation.units import Job, every_row, measure_unit, spread, units
 from jobs.runtime.progress import job_bar
 from jobs.sources.open import make_plan
-from jobs.storage.path import place
+from jobs.storage.path import parse_uri
 
 LARGEST_BATCH = 64
 
@@ -81,7 +81,7 @@ def run(
         given, "cpu" if ray else local_device()
     )  # here too: what is wrong costs a sentence, not a start
     plan = make_plan(source, rows_per_file=1024, image_column=image_column)
-    target = place(output) if output is not None else None
+    target = parse_uri(output) if output is not None else None
     rows = every_row(plan)
     rows = [rows[index] for index in spread(len(rows), most)]
     size = rulers.model.config.image_size

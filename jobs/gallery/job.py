@@ -19,7 +19,7 @@ from jobs.runtime.weights import load
 from jobs.sources.decode import Decoded, decoded_plan
 from jobs.sources.open import make_plan
 from jobs.sources.records import InputError
-from jobs.storage.path import place
+from jobs.storage.path import parse_uri
 
 BATCH = 32
 
@@ -52,7 +52,7 @@ def show(
         AlitError: the dataset, the source or the weights do not fit together.
     """
     loaded = load(weights)
-    where = place(dataset)
+    where = parse_uri(dataset)
     tokens = TokenDataset(where.path, where.filesystem)
     tokens.require(loaded.fingerprint)
     plan = make_plan(source, rows_per_file=1024, image_column=image_column, id_column=id_column)
@@ -86,7 +86,7 @@ def show(
         facts={"model's size": f"{metadata.image_size} x {metadata.image_size} pixels", "made with": metadata.software},
     )
     rejects = [(row["id"], row["reason"], row["message"]) for row in tokens.rejects().slice(0, 200).to_pylist()]
-    place(str(page)).write(render(summary, cards, rejects).encode())
+    parse_uri(str(page)).write(render(summary, cards, rejects).encode())
     return len(cards)
 
 

@@ -13,12 +13,12 @@ import torch
 from alit.model.config import AlitConfig
 from alit.tokenizer import Alit
 from alit.weights import CONFIG, MODEL, Weights, load_weights
-from jobs.storage.path import place
+from jobs.storage.path import parse_uri
 from jobs.storage.retry import StorageError
 
 
 def load(where: str | None) -> Weights:
-    """Loads a weights folder, local or of any storage that `place` knows; the packaged one when None.
+    """Loads a weights folder, local or of any storage that `parse_uri` knows; the packaged one when None.
 
     Raises:
         WeightsError: it does not hold weights.
@@ -26,7 +26,7 @@ def load(where: str | None) -> Weights:
     """
     if where is None or "://" not in where:
         return load_weights(where)
-    folder = place(where)
+    folder = parse_uri(where)
     with tempfile.TemporaryDirectory(prefix="alit-weights-") as copy:
         for name in (CONFIG, MODEL):
             try:

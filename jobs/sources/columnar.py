@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.storage.path import Place, require_regular
+from jobs.storage.path import StoragePath, require_regular
 from jobs.storage.retry import as_os_error
 
 EXTENSIONS = frozenset({".parquet", ".pq", ".arrow", ".feather", ".ipc"})
@@ -91,7 +91,7 @@ class _Arrow(ColumnarFile):
 
 
 @contextmanager
-def open_table(root: Place, name: bytes) -> Iterator[ColumnarFile]:
+def open_table(root: StoragePath, name: bytes) -> Iterator[ColumnarFile]:
     """Opens the table `name` below a root.
 
     Raises:
@@ -102,7 +102,7 @@ def open_table(root: Place, name: bytes) -> Iterator[ColumnarFile]:
         yield _Parquet(file) if parquet else _Arrow(file)
 
 
-def _opened(root: Place, name: bytes, mapped: bool) -> pa.NativeFile:
+def _opened(root: StoragePath, name: bytes, mapped: bool) -> pa.NativeFile:
     if root.local:
         path = os.path.join(os.fsencode(root.path), name)
         require_regular(os.stat(path))

@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 import urllib3
 
 from jobs.sources.records import Bytes, Source, readable
-from jobs.storage.path import Place, place, require_regular, whole
+from jobs.storage.path import StoragePath, parse_uri, require_regular, whole
 from jobs.storage.retry import StorageError, Unavailable, again, as_os_error, is_outage, reason
 from jobs.storage.s3 import CONNECTIONS
 
@@ -39,7 +39,7 @@ WEB_RETRIES = urllib3.Retry(
 )
 
 
-def fetch(root: Place, links: Sequence[bytes], max_bytes: int, pool: Executor) -> list[Bytes]:
+def fetch(root: StoragePath, links: Sequence[bytes], max_bytes: int, pool: Executor) -> list[Bytes]:
     """The bytes of images, one more than `max_bytes` at most, so that decoding sees which are too large.
 
     Args:
@@ -82,7 +82,7 @@ def fetch(root: Place, links: Sequence[bytes], max_bytes: int, pool: Executor) -
     return [answer for answer in answers if answer is not None]
 
 
-def _resolve(root: Place, uri: str) -> tuple[Any, str]:
+def _resolve(root: StoragePath, uri: str) -> tuple[Any, str]:
     """The filesystem and path of a URI; through the root's own filesystem, with its options, where it can."""
     scheme, _, path = uri.partition("://")
     scheme, uri = scheme.lower(), f"{scheme.lower()}://{path}"
@@ -90,7 +90,7 @@ def _resolve(root: Place, uri: str) -> tuple[Any, str]:
         raise StorageError(f"{uri!r} names no object; write it as s3://bucket/folder/name.jpg")
     if "?" not in uri and not root.local and scheme in (root.fs.protocol, *root.fs.protocol):
         return root.fs, path
-    found = place(uri)
+    found = parse_uri(uri)
     return found.fs, found.path
 
 

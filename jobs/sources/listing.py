@@ -14,14 +14,14 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from jobs.sources.records import InputError
-from jobs.storage.path import Place, place, split_options
+from jobs.storage.path import StoragePath, parse_uri, split_options
 from jobs.storage.retry import as_os_error, reason
 
 Names = Iterator[bytes]
 """Relative to a root, sorted as bytes (names need not be UTF-8), without hidden ones."""
 
 
-def list_files(uri: str) -> tuple[Place, Names, bool]:
+def list_files(uri: str) -> tuple[StoragePath, Names, bool]:
     """The files of a folder, at any depth, of a glob, or the one file that a path or URI names.
 
     Returns:
@@ -35,18 +35,18 @@ def list_files(uri: str) -> tuple[Place, Names, bool]:
     if "://" in uri and not uri.startswith("file://"):
         return _list_remote(uri)
     if uri.startswith("file://"):
-        uri = place(uri).path
+        uri = parse_uri(uri).path
     return _list_local(uri)
 
 
-def _list_local(uri: str) -> tuple[Place, Names, bool]:
+def _list_local(uri: str) -> tuple[StoragePath, Names, bool]:
     local = LocalFileSystem()
     path = os.path.abspath(uri)
     if os.path.isdir(path):
-        return Place(local, path), _walk(os.fsencode(path)), True
+        return StoragePath(local, path), _walk(os.fsencode(path)), True
     if os.path.exists(path):
         folder, name = os.path.split(path)
-        return Place(local, folder), iter([os.fsencode(name)]), False
+        return StoragePath(local, folder), iter([os.fsencode(name)]), False
     if not glob.has_magic(uri):
         raise InputError(f"{uri!r} does not exist")
     parts = Path(uri).parts
@@ -64,7 +64,7 @@ def _list_local(uri: str) -> tuple[Place, Names, bool]:
         return len(parts) < len(patterns)
 
     names = _walk(os.fsencode(base), enter)
-    return Place(local, base), (name for name in names if accepts(os.fsdecode(name))), False
+    return StoragePath(local, base), (name for name in names if accepts(os.fsdecode(name))), False
 
 
 def _walk(
@@ -101,9 +101,9 @@ def _walk(
             yield from _walk(root, enter, path[:-1], inside | {mark})
 
 
-def _list_remote(uri: str) -> tuple[Place, Names, bool]:
+def _list_remote(uri: str) -> tuple[StoragePath, Names, bool]:
     bare, _ = split_options(uri)
-    whole = place(uri)
+    whole = parse_uri(uri)
     fs, path = whole.fs, whole.path
     try:
         with as_os_error():
@@ -112,13 +112,13 @@ def _list_remote(uri: str) -> tuple[Place, Names, bool]:
                 fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
                 if not fixed:
                     raise InputError(f"{bare!r} has a pattern in place of its bucket; name the bucket")
-                root, pattern = Place(fs, "/".join(parts[:fixed])), "/".join(parts[fixed:])
+                root, pattern = StoragePath(fs, "/".join(parts[:fixed])), "/".join(parts[fixed:])
                 accepts = re.compile(glob_translate(pattern)).match
                 start = pattern[: re.search(r"[*?\[]", pattern).start()]  # pyright: ignore[reportOptionalMemberAccess]
                 return root, (n for n in _keys(bare, root, start) if accepts(n.decode())), False
             if "/" in path and _is_file(whole):
                 folder, _, name = path.rpartition("/")
-                return Place(fs, folder), iter([name.encode()]), False
+                return StoragePath(fs, folder), iter([name.encode()]), False
             names = _keys(bare, whole, "")
             if (first := next(names, None)) is None:
                 raise InputError(f"{bare!r} does not exist")
@@ -134,14 +134,14 @@ def _list_remote(uri: str) -> tuple[Place, Names, bool]:
     return whole, following(), True
 
 
-def _is_file(where: Place) -> bool:
+def _is_file(where: StoragePath) -> bool:
     try:
         return where.fs.info(where.path)["type"] == "file"  # isfile would take an outage for no
     except FileNotFoundError:
         return False
 
 
-def _keys(uri: str, root: Place, start: str) -> Names:
+def _keys(uri: str, root: StoragePath, start: str) -> Names:
     """The objects below a root whose names start so, page by page where the store allows it."""
     prefix = f"{root.path}/"
     try:
@@ -156,7 +156,7 @@ def _keys(uri: str, root: Place, start: str) -> Names:
         raise InputError(f"{uri!r} cannot be listed: {reason(error)}") from error
 
 
-def _pages(root: Place, start: str) -> Iterator[str]:
+def _pages(root: StoragePath, start: str) -> Iterator[str]:
     bucket, _, folder = root.path.partition("/")
     prefix = (f"{folder}/" if folder else "") + start
     more: dict[str, str] = {}

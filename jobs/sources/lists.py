@@ -17,7 +17,7 @@ import pyarrow.json as json
 from jobs.sources import lists
 from jobs.sources.kept import kept_fields
 from jobs.sources.records import Input, InputError, Shard, Source, readable
-from jobs.storage.path import Place
+from jobs.storage.path import StoragePath
 from jobs.storage.retry import as_os_error, reason
 
 EXTENSIONS = frozenset({".txt", ".csv", ".tsv", ".jsonl", ".ndjson"})
@@ -46,7 +46,9 @@ class List:
     batches: Iterator[pa.Table]
 
 
-def read(root: Place, names: Sequence[bytes], image_column: str, id_column: str | None, keep: Sequence[str]) -> List:
+def read(
+    root: StoragePath, names: Sequence[bytes], image_column: str, id_column: str | None, keep: Sequence[str]
+) -> List:
     """Begins to read lists that lie below a root.
 
     Raises:
@@ -107,7 +109,7 @@ def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _blocks(
-    root: Place, name: bytes, image_column: str, id_column: str | None, wanted: Sequence[str]
+    root: StoragePath, name: bytes, image_column: str, id_column: str | None, wanted: Sequence[str]
 ) -> Iterator[pa.Table]:
     """One list's wanted columns, block by block; their types are those of the first block."""
     label = name.decode("utf-8", "replace")
@@ -178,7 +180,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _opened(root: Place, name: bytes) -> pa.NativeFile:
+def _opened(root: StoragePath, name: bytes) -> pa.NativeFile:
     if root.local:
         return pa.OSFile(os.path.join(os.fsencode(root.path), name), "rb")
     return pa.PythonFile(root.fs.open(f"{root.path}/{name.decode()}", "rb", block_size=BLOCK), mode="r")

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import pyarrow as pa
 
 from alit.errors import AlitError
-from jobs.storage.path import Place
+from jobs.storage.path import StoragePath
 
 
 class InputError(AlitError):
@@ -56,7 +56,7 @@ class Source:
         kept: the same under their names in the output.
     """
 
-    root: Place
+    root: StoragePath
     kind: Kind = "files"
     image_column: str = "image"
     id_column: str | None = None

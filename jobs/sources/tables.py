@@ -16,7 +16,7 @@ from jobs.sources.columnar import BROKEN, open_table
 from jobs.sources.fetch import fetch, raise_if_unavailable
 from jobs.sources.kept import kept_fields
 from jobs.sources.records import Bytes, Input, InputError, Rows, Shard, Source, make_rows, readable, require_distinct
-from jobs.storage.path import Place
+from jobs.storage.path import StoragePath
 from jobs.storage.retry import again, reason
 
 READERS = 16
@@ -28,7 +28,7 @@ class _Looked(NamedTuple):
     rows: int
 
 
-def _look(root: Place, name: bytes) -> _Looked:
+def _look(root: StoragePath, name: bytes) -> _Looked:
     """A table's columns and length.
 
     Raises:

@@ -25,7 +25,7 @@ from jobs.storage.s3 import s3_filesystem
 
 
 class Writable(Protocol):
-    """What `Place.open_write` gives."""
+    """What `StoragePath.open_write` gives."""
 
     def write(self, data: bytes | memoryview, /) -> object: ...
 
@@ -37,7 +37,7 @@ _EVERYTHING = 1 << 62  # bytes, as the end of a range: without one, s3fs asks fo
 
 
 @contextmanager
-def _telling(where: Place, cannot: str) -> Iterator[None]:
+def _telling(where: StoragePath, cannot: str) -> Iterator[None]:
     try:
         with as_os_error():
             yield
@@ -47,7 +47,7 @@ def _telling(where: Place, cannot: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StoragePath:
     """A folder or file: an fsspec filesystem and a path on it; picklable.
 
     Credentials are no part of it: every process looks them up where they usually are.
@@ -56,10 +56,10 @@ class Place:
     fs: fsspec.AbstractFileSystem
     path: str
 
-    def __truediv__(self, name: str) -> Place:
-        return Place(self.fs, f"{self.path}/{name}")
+    def __truediv__(self, name: str) -> StoragePath:
+        return StoragePath(self.fs, f"{self.path}/{name}")
 
-    def with_suffix(self, ending: str) -> Place:
+    def with_suffix(self, ending: str) -> StoragePath:
         """The place whose path ends with `ending` too."""
         return replace(self, path=self.path + ending)
 
@@ -215,7 +215,7 @@ def whole(answer: bytes | BaseException) -> bytes:
         raise answer
 
 
-def place(uri: str) -> Place:
+def parse_uri(uri: str) -> StoragePath:
     """The place that a local path or a URI such as `s3://bucket/folder` names.
 
     An s3 URI may end with options: `?endpoint=http://host:9000&region=eu-west-1&profile=name&anonymous=true&timeout=30`
@@ -227,19 +227,19 @@ def place(uri: str) -> Place:
     if not uri:  # which abspath takes for the working folder
         raise StorageError("a folder has no name; name one, such as tokens/ or s3://bucket/tokens")
     if "://" not in uri:
-        return Place(LocalFileSystem(), os.path.abspath(uri))
+        return StoragePath(LocalFileSystem(), os.path.abspath(uri))
     bare, options = split_options(uri)
     scheme, _, path = bare.partition("://")
     if scheme == "file":
-        return Place(LocalFileSystem(), os.path.abspath(unquote(path)))
+        return StoragePath(LocalFileSystem(), os.path.abspath(unquote(path)))
     if not path.strip("/"):
         raise StorageError(f"{bare!r} names no bucket or folder; write it as s3://bucket/folder")
     if scheme in ("s3", "s3a"):
-        return Place(s3_filesystem(bare, options), path.rstrip("/"))
+        return StoragePath(s3_filesystem(bare, options), path.rstrip("/"))
     if scheme in ("http", "https"):
         raise StorageError(f"{bare!r} is no folder; of the web, only single images are read, named in a list")
     try:
-        return Place(fsspec.filesystem(scheme), path.rstrip("/"))
+        return StoragePath(fsspec.filesystem(scheme), path.rstrip("/"))
     except (ImportError, TypeError, ValueError) as error:  # TypeError: a filesystem that needs arguments
         raise StorageError(f"{bare!r} cannot be opened: {reason(error)}") from error
 

@@ -34,7 +34,7 @@ from jobs.runtime.signals import stop_on_sigterm
 from jobs.runtime.weights import Shared, load
 from jobs.sources.open import open_input
 from jobs.sources.records import Input
-from jobs.storage.path import place, split_options
+from jobs.storage.path import parse_uri, split_options
 from jobs.tokenization.actor import stages
 from jobs.tokenization.dry_run import describe_plan
 from jobs.tokenization.monitor import Follower
@@ -75,7 +75,7 @@ def preview(source: str, output: str, options: TokenizeOptions, console: Console
     """
     loaded, metadata = _load(options)
     found = _open(source, options)
-    require_apart(place(source), found.source, place(output))
+    require_apart(parse_uri(source), found.source, parse_uri(output))
     describe_plan(found, options, loaded, metadata, batch_size(options, None, loaded), output, console)
 
 
@@ -90,7 +90,7 @@ def tokenize(
     options, console = options or TokenizeOptions(), console or Console(stderr=True)
     loaded, metadata = _load(options)
     limits = Limits(max_bytes=options.max_bytes, max_pixels=options.max_pixels)
-    folder, given = place(output), place(source)
+    folder, given = parse_uri(output), parse_uri(source)
     with stop_on_sigterm():
         before = read_record(folder, overwrite=options.overwrite)
         settings = _settings(source, options)
@@ -136,7 +136,7 @@ def _open(source: str, options: TokenizeOptions) -> Input:
 
 def _settings(source: str, options: TokenizeOptions) -> dict[str, Any]:
     """What makes two runs the same job, beside what determines the tokens."""
-    bare = split_options(source)[0] if "://" in source else place(source).path
+    bare = split_options(source)[0] if "://" in source else parse_uri(source).path
     names = ("image_column", "id_column", "rows_per_file", "limit", "max_bytes", "max_pixels")
     return {"input": bare, "keep": list(options.keep)} | {name: getattr(options, name) for name in names}
 

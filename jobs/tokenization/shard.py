@@ -29,7 +29,7 @@ from jobs.dataset.counts import Counts, file_name
 from jobs.sources.decode import DECODE_THREADS, Decoded, decode_rows
 from jobs.sources.read import read_batches
 from jobs.sources.records import Rows, Shard, Source
-from jobs.storage.path import Place
+from jobs.storage.path import StoragePath
 
 TELL_EVERY = 2.0
 """Seconds between two of a worker's messages about one shard: each costs Ray Data some 20 ms."""
@@ -54,7 +54,7 @@ class Job:
     """
 
     source: Source
-    output: Place
+    output: StoragePath
     metadata: Metadata
     batch_size: int = 64
     limits: Limits = field(default_factory=Limits)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from alit.errors import ConfigError, TrainingError
-from jobs.storage.path import Place, Writable
+from jobs.storage.path import StoragePath, Writable
 from jobs.storage.retry import StorageError
 
 _OURS = re.compile(r"step-(\d{8,})(?:(\.json)|\.pt|\.again\.pt)")
@@ -66,7 +66,7 @@ class Checkpoints:
         ConfigError: `keep` is less than 1.
     """
 
-    def __init__(self, folder: Place, *, keep: int = 2, report: Callable[[str], None] = print) -> None:
+    def __init__(self, folder: StoragePath, *, keep: int = 2, report: Callable[[str], None] = print) -> None:
         if keep < 1:
             raise ConfigError(f"keep must be at least 1, got {keep}")
         self.folder, self.keep, self.report = folder, keep, report
@@ -196,12 +196,12 @@ def _files(step: int) -> tuple[str, str]:
     return f"step-{step:08d}.pt", f"step-{step:08d}.again.pt"
 
 
-def _steps(folder: Place) -> list[int]:
+def _steps(folder: StoragePath) -> list[int]:
     found = [_OURS.fullmatch(name) for name in folder.names()]
     return sorted(int(match[1]) for match in found if match and match[2])
 
 
-def _records(folder: Place) -> list[_Record]:
+def _records(folder: StoragePath) -> list[_Record]:
     """What can be read of the JSON files, oldest first."""
     records = []
     for step in _steps(folder):
@@ -212,7 +212,7 @@ def _records(folder: Place) -> list[_Record]:
     return records
 
 
-def _record(folder: Place, step: int) -> _Record:
+def _record(folder: StoragePath, step: int) -> _Record:
     with _opened(folder / _json(step)) as file:
         text = file.read()
     try:
@@ -226,7 +226,7 @@ def _record(folder: Place, step: int) -> _Record:
     raise _Damaged(f"{(folder / _json(step)).path!r} is damaged (it describes no checkpoint)")
 
 
-def _load(folder: Place, record: _Record) -> dict[str, Any]:
+def _load(folder: StoragePath, record: _Record) -> dict[str, Any]:
     where = folder / record.file
     with _opened(where) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -244,7 +244,7 @@ def _load(folder: Place, record: _Record) -> dict[str, Any]:
 
 
 @contextmanager
-def _opened(where: Place) -> Iterator[io.BufferedReader]:
+def _opened(where: StoragePath) -> Iterator[io.BufferedReader]:
     """A file of a checkpoint; that it is absent or that the disk fails is damage, that the network fails is not."""
     try:
         with where.open_read() as file:

@@ -19,7 +19,7 @@ from alit.weights import Weights
 from jobs.runtime.placement import labels
 from jobs.runtime.process import local_cpus
 from jobs.runtime.weights import load
-from jobs.storage.path import place
+from jobs.storage.path import parse_uri
 from jobs.training.feed import held_out, make_feed
 from jobs.training.options import COUNTS, Options
 from jobs.training.progress import TrainingProgress
@@ -69,7 +69,7 @@ def prepare(
     for name in COUNTS:
         if (value := getattr(options, name)) is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    folder = place(run)
+    folder = parse_uri(run)
     folder.names()  # a place without permission is told of now, not by a worker
     model, source = _model(stage, recipe, options)
     size, column = model.config.image_size, options.image_column

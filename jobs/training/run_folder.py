@@ -32,7 +32,7 @@ from alit.training.cost import peak_flops
 from alit.training.recipes import Recipe, Stage
 from alit.training.trainer import Batch, Trainer
 from alit.weights import save_weights
-from jobs.storage.path import Place
+from jobs.storage.path import StoragePath
 from jobs.training.checkpoints import Checkpoints
 from jobs.training.validation import Validation, validate
 
@@ -85,7 +85,7 @@ class RunFolder:
 
     def __init__(
         self,
-        folder: Place,
+        folder: StoragePath,
         settings: Settings,
         *,
         held_out: Tensor | None,

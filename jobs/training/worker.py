@@ -21,7 +21,7 @@ from alit.training.loop import train
 from alit.training.objectives import objective_for
 from alit.training.trainer import Batch, Trainer
 from jobs.runtime.process import keep_freed_memory
-from jobs.storage.path import Place
+from jobs.storage.path import StoragePath
 from jobs.training.feed import Feed
 from jobs.training.local_feed import local_batches
 from jobs.training.run_folder import RunFolder, Settings, Tell
@@ -43,7 +43,7 @@ class Start:
     """
 
     settings: Settings
-    folder: Place
+    folder: StoragePath
     model: Alit
     perceptual: Perceptual | None
     feed: Feed

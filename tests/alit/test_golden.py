@@ -5,6 +5,7 @@ from functools import cache
 
 import pytest
 import torch
+from paths import GOLDEN
 from safetensors.torch import load_file
 from torch import Tensor
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import GOLDEN
 from safetensors.torch import load_file
 from torch import Tensor
 

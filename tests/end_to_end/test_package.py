@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 PACKAGES = ("alit", "jobs", "serve")
 

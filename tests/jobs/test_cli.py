@@ -23,7 +23,7 @@ from jobs.dataset.folder import Totals, finish
 from jobs.dataset.plan import write_plan
 from jobs.gallery.job import show
 from jobs.sources.open import make_plan, open_input
-from jobs.storage.path import place
+from jobs.storage.path import parse_uri
 from jobs.tokenization.shard import Job, decoded_batches, tokenize_shard
 
 
@@ -54,7 +54,7 @@ def weights(tmp_path):
 def tokenized(photographs, weights, folder, criterion):
     """The main job without Ray: its own stages, called one after the other."""
     loaded = load_weights(weights)
-    output, metadata = place(str(folder)), metadata_of(loaded, criterion)
+    output, metadata = parse_uri(str(folder)), metadata_of(loaded, criterion)
     plan = write_plan(output, open_input(str(photographs), rows_per_file=5), 5, None)
     job = Job(source=plan.source, output=output, metadata=metadata, batch_size=4)
     totals = Totals()
@@ -127,7 +127,7 @@ def test_the_bare_loop_of_the_tokenize_benchmark_sees_every_image(photographs, w
     plan = make_plan(str(photographs), rows_per_file=5)
     job = Job(
         source=plan.source,
-        output=place(str(tmp_path / "out")),
+        output=parse_uri(str(tmp_path / "out")),
         metadata=metadata_of(loaded, "l1:0.3"),
     )
     assert bare_loop(job, plan, loaded.model, 1) > 0

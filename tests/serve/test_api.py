@@ -41,7 +41,7 @@ from jobs.tokenization.options import TokenizeOptions
 from serve.access import Doors
 from serve.app import build
 from serve.client import AsyncClient, Client, ServiceError
-from serve.settings import Place, Settings, read_settings
+from serve.settings import ListenAddress, Settings, read_settings
 
 
 def expected(weights: Weights, file: bytes, criterion: str) -> Any:
@@ -420,8 +420,8 @@ def test_what_the_server_stack_must_refuse_it_refuses(service: Service, http: ht
 
 def test_the_example_holds_every_setting_with_its_default() -> None:
     example = CLUSTER / "serve.yaml"
-    assert read_settings(example, {}) == (Settings(), Place())
-    assert set(yaml.safe_load(example.read_text())) == set(Settings.model_fields) | set(Place.model_fields)
+    assert read_settings(example, {}) == (Settings(), ListenAddress())
+    assert set(yaml.safe_load(example.read_text())) == set(Settings.model_fields) | set(ListenAddress.model_fields)
 
 
 @pytest.mark.parametrize("size", ["cpu", "gpu", "multi-gpu"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import worker_pairs
+from paths import ROOT, TESTS
 from worker_pairs import CASES, STEPS
 
 DDP = list(CASES)
@@ -20,8 +21,7 @@ FSDP = ["base", "distill", "finetune"]
 def pairs(tmp_path_factory) -> Path:
     """What two workers made of every case, once with each kind of sharding."""
     folder = tmp_path_factory.mktemp("pairs")
-    root = Path(worker_pairs.__file__).parent
-    environment = os.environ | {"PYTHONPATH": f"{root.parent}:{root}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{TESTS / 'support'}", "OMP_NUM_THREADS": "1"}
     for sharding, cases in (("ddp", DDP), ("fsdp", FSDP)):
         store = folder / f"store-{sharding}"
         workers = [

@@ -28,7 +28,7 @@ from alit.training.recipes import RECIPES, BaseRecipe, DistillRecipe, FinetuneRe
 from alit.training.revival import CodeRevival
 from alit.training.trainer import Batch, Trainer
 from alit.weights import load_weights
-from jobs.storage.path import place
+from jobs.storage.path import parse_uri
 from jobs.training.checkpoints import Checkpoints
 from jobs.training.run_folder import LOG, RunFolder, Settings
 
@@ -359,7 +359,7 @@ def settings(recipe: Recipe, **changes: Any) -> Settings:
 def run_of(folder: Path, recipe: Recipe, said: list[Any] | None = None, **changes: Any) -> RunFolder:
     tell = (lambda event: None) if said is None else said.append
     held_out = changes.pop("held_out", None)
-    return RunFolder(place(str(folder)), settings(recipe, **changes), held_out=held_out, tell=tell)
+    return RunFolder(parse_uri(str(folder)), settings(recipe, **changes), held_out=held_out, tell=tell)
 
 
 def batches(first: int) -> Iterator[Batch]:
@@ -435,7 +435,7 @@ def test_a_run_writes_its_settings_log_pictures_board_and_weights(tmp_path):
     weights = load_weights(tmp_path / "weights")
     assert weights.model.config.criterion == "l1:0.2"
     assert weights.provenance["recipe"]["batch_size"] == 8
-    saved = [saved.score for saved in Checkpoints(place(str(tmp_path / "checkpoints"))).list()]
+    saved = [saved.score for saved in Checkpoints(parse_uri(str(tmp_path / "checkpoints"))).list()]
     assert saved == [pytest.approx(sum(validated[f"val_l1_{n}"] for n in (4, 8, 12, 16)) / 4, abs=1e-5)]
 
 

@@ -25,7 +25,7 @@ from jobs.dataset.folder import JOB, Totals, finish
 from jobs.dataset.plan import write_plan
 from jobs.dataset.verify import verify
 from jobs.sources.open import open_input
-from jobs.storage.path import place
+from jobs.storage.path import parse_uri
 from jobs.tokenization.job import job_record
 from jobs.tokenization.options import TokenizeOptions
 from jobs.tokenization.shard import Job, decoded_batches, tokenize_shard
@@ -43,7 +43,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images[3] = b"no picture"
     pq.write_table(pa.table({"image": images, "key": [f"k{i}" for i in range(11)]}), folder / "t.parquet")
     for name, options in (("own", TokenizeOptions(id_column="key", keep=("key",))), ("plain", TokenizeOptions())):
-        output, metadata = place(str(folder / name)), metadata_of(weights, "l1:0.25")
+        output, metadata = parse_uri(str(folder / name)), metadata_of(weights, "l1:0.25")
         source = str(folder / "t.parquet")
         found = open_input(source, rows_per_file=4, keep=options.keep, id_column=options.id_column)
         plan = write_plan(output, found, 4, None)

@@ -14,7 +14,7 @@ from jobs.dataset.plan import write_plan
 from jobs.sources.open import open_input
 from jobs.sources.read import read_batches
 from jobs.sources.records import InputError, Plan, Rows
-from jobs.storage.path import place
+from jobs.storage.path import parse_uri
 
 NOT_UTF8 = b"caf\xe9 100%.jpg"
 
@@ -289,7 +289,7 @@ def test_an_input_without_a_name_is_not_the_working_folder(tmp_path: Path, monke
 
 def repetition(source: Path, out: Path, **options: object) -> str:
     with pytest.raises(InputError) as caught:
-        write_plan(place(str(out)), open_input(str(source), rows_per_file=2, **options), 2, None)
+        write_plan(parse_uri(str(out)), open_input(str(source), rows_per_file=2, **options), 2, None)
     return str(caught.value)
 
 

@@ -25,7 +25,7 @@ from jobs.dataset.unique_ids import repeated_ids
 from jobs.sources.open import open_input
 from jobs.sources.read import read_batches, read_rows
 from jobs.sources.records import InputError, Plan, Row
-from jobs.storage.path import place
+from jobs.storage.path import parse_uri
 
 COUNT = 7
 LABELS = [{"name": f"label {i}", "boxes": [i, i + 1]} for i in range(COUNT)]
@@ -107,7 +107,7 @@ FORMS: list[Callable[[Path], str]] = [
 
 
 def planned(uri: str, out: Path, rows: int = 3, limit: int | None = None, **options: Any) -> StoredPlan:
-    return write_plan(place(str(out)), open_input(uri, rows_per_file=rows, **options), rows, limit)
+    return write_plan(parse_uri(str(out)), open_input(uri, rows_per_file=rows, **options), rows, limit)
 
 
 def everything(plan: StoredPlan) -> tuple[list[str], list[bytes | None], list[str | None], list[list[Any]]]:
@@ -216,7 +216,7 @@ def test_a_plain_list_may_name_files_here_and_on_the_web_and_what_fails_is_one_i
 
 def test_a_list_on_the_object_store_names_its_neighbours_and_images_elsewhere(bucket: Any, tmp_path: Path) -> None:
     query, _, _ = bucket
-    folder = place(f"s3://photos/forms?{query}")
+    folder = parse_uri(f"s3://photos/forms?{query}")
     for i, data in enumerate(PICTURES):
         (folder / "files" / f"{i}.jpg").write(data)
     lines = ["files/0.jpg", "s3://photos/forms/files/1.jpg", f"s3://photos/forms/files/2.jpg?{query}", "files/no.jpg"]
@@ -229,7 +229,7 @@ def test_a_list_on_the_object_store_names_its_neighbours_and_images_elsewhere(bu
 
 def test_folders_globs_and_tables_on_the_object_store(bucket: Any, tmp_path: Path) -> None:
     query, _, _ = bucket
-    folder = place(f"s3://photos/globs?{query}")
+    folder = parse_uri(f"s3://photos/globs?{query}")
     for i, data in enumerate(PICTURES):
         (folder / f"a{i % 2}" / "deep" / f"{i}.jpg").write(data)
     (folder / ".hidden" / "x.jpg").write(b"")
@@ -244,7 +244,7 @@ def test_folders_globs_and_tables_on_the_object_store(bucket: Any, tmp_path: Pat
     ]
     sink = io.BytesIO()
     pq.write_table(as_table(tmp_path, pa.array(PICTURES, pa.binary())), sink, row_group_size=2)
-    (place(f"s3://photos/tables?{query}") / "t.parquet").write(sink.getvalue())
+    (parse_uri(f"s3://photos/tables?{query}") / "t.parquet").write(sink.getvalue())
     assert everything(planned(f"s3://photos/tables?{query}", tmp_path / "4", id_column="key"))[:2] == (
         names("k{}"),
         PICTURES,
@@ -309,7 +309,9 @@ def test_a_stored_plan_is_the_same_from_its_record(photos: Path, tmp_path: Path)
         options: dict[str, Any] = {} if name == "files" else {"keep": ["label"], "id_column": "key"}
         plan = planned(str(photos / name), tmp_path / name, **options)
         settings = {"image_column": "image", "id_column": None, "keep": [], "rows_per_file": 3} | options
-        again = plan_of_record(place(str(tmp_path / name)), json.loads(json.dumps({"plan": plan.to_json()})) | settings)
+        again = plan_of_record(
+            parse_uri(str(tmp_path / name)), json.loads(json.dumps({"plan": plan.to_json()})) | settings
+        )
         assert [again.shard(n) for n in range(again.shards)] == [plan.shard(n) for n in range(plan.shards)]
         assert (again.images, again.source.kept) == (plan.images, plan.source.kept)
         assert plan.ids(2) == (None if name == "t.parquet" else plan.ids(2))
@@ -321,7 +323,7 @@ def test_ids_are_counted_by_ray_data_where_there_are_many(
     files = []
     for number, ids in enumerate((["a", "b", "c"], ["d", "b", None], ["b", "c", "e"])):
         pq.write_table(pa.table({"key": ids}), tmp_path / f"{number}.parquet")
-        files.append((place(str(tmp_path)), f"{number}.parquet".encode(), "key"))
+        files.append((parse_uri(str(tmp_path)), f"{number}.parquet".encode(), "key"))
     nulls, number, example = repeated_ids(files, 9)
     assert (nulls, number) == (1, 2)
     assert example in ("b", "c")

@@ -18,7 +18,7 @@ from jobs.dataset.folder import Totals, finish
 from jobs.dataset.plan import write_plan
 from jobs.sources.open import make_plan, open_input
 from jobs.sources.records import InputError
-from jobs.storage.path import place
+from jobs.storage.path import parse_uri
 from jobs.storage.retry import StorageError
 from jobs.tokenization.shard import Job, decoded_batches, tokenize_shard
 from jobs.training.checkpoints import Checkpoints, Saved
@@ -26,7 +26,7 @@ from jobs.training.checkpoints import Checkpoints, Saved
 
 def test_a_file_is_written_whole_read_back_and_listed(bucket):
     query, folder, log = bucket
-    where = place(f"s3://photos/some/folder?{query}")
+    where = parse_uri(f"s3://photos/some/folder?{query}")
     data = secrets.token_bytes(300_000)
     (where / "a.bin").write(data)
     assert (where / "a.bin").read() == data
@@ -44,12 +44,12 @@ def test_a_corpus_on_s3_becomes_a_dataset_on_s3_and_is_read_back(bucket, tmp_pat
     torch.manual_seed(0)
     save_weights(tmp_path / "weights", Alit(AlitConfig(base=base, codebook_size=16, **sizes)), provenance={})
     weights = load_weights(tmp_path / "weights")
-    source = place(f"s3://photos/in?{query}")
+    source = parse_uri(f"s3://photos/in?{query}")
     for i in range(5):
         pixels = np.random.default_rng(i).integers(0, 256, (20, 20, 3), dtype=np.uint8)
         (source / "deep" / f"{i} ü.png").write(encode_image(pixels))
     (source / "broken.jpg").write(b"text")
-    output, metadata = place(f"s3://photos/out?{query}"), metadata_of(weights, "l1:0.3")
+    output, metadata = parse_uri(f"s3://photos/out?{query}"), metadata_of(weights, "l1:0.3")
     plan = write_plan(output, open_input(f"s3://photos/in?{query}", rows_per_file=4), 4, None)
     job = Job(source=plan.source, output=output, metadata=metadata)
     totals = Totals()
@@ -66,14 +66,14 @@ def test_a_corpus_on_s3_becomes_a_dataset_on_s3_and_is_read_back(bucket, tmp_pat
 def test_a_bucket_that_is_not_named_or_not_there_is_a_sentence(bucket):
     query, _, _ = bucket
     with pytest.raises(StorageError, match="names no bucket"):
-        place("s3://")
+        parse_uri("s3://")
     with pytest.raises(ValueError, match="does not exist"):
         make_plan(f"s3://absent/in?{query}", rows_per_file=4)
 
 
 def test_options_and_credentials_that_are_wrong_are_a_sentence_each(bucket, monkeypatch):
     query, _, _ = bucket
-    (place(f"s3://photos/locked?{query}") / "a.jpg").write(b"")
+    (parse_uri(f"s3://photos/locked?{query}") / "a.jpg").write(b"")
     for uri, expected in (
         ("s3://key:secret@photos/in", "must not hold credentials"),
         ("s3://photos/in?secret_key=x", "must not hold credentials"),
@@ -84,8 +84,8 @@ def test_options_and_credentials_that_are_wrong_are_a_sentence_each(bucket, monk
         ("gopher://photos/in", "cannot be opened: Protocol not known"),
     ):
         with pytest.raises(StorageError, match=expected):
-            place(uri)
-    assert "secret" not in repr(place(f"s3://photos/in?{query}"))
+            parse_uri(uri)
+    assert "secret" not in repr(parse_uri(f"s3://photos/in?{query}"))
     for changes, words in (
         ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "denied|signature"),
         (
@@ -105,7 +105,7 @@ def test_options_and_credentials_that_are_wrong_are_a_sentence_each(bucket, monk
 
 def test_a_file_written_in_pieces_appears_whole_or_not_at_all(bucket):
     query, folder, _ = bucket
-    where = place(f"s3://photos/pieces?{query}")
+    where = parse_uri(f"s3://photos/pieces?{query}")
     piece = secrets.token_bytes(1 << 20)
     with (where / "large").open_write() as file:
         for _ in range(100):  # past the size at which it waits for the network
@@ -129,7 +129,7 @@ def test_a_file_written_in_pieces_appears_whole_or_not_at_all(bucket):
 
 def test_checkpoints_on_s3_are_kept_pruned_and_passed_over_where_damaged(bucket):
     query, _, _ = bucket
-    folder = place(f"s3://photos/run/checkpoints?{query}")
+    folder = parse_uri(f"s3://photos/run/checkpoints?{query}")
     said: list[str] = []
     checkpoints = Checkpoints(folder, keep=1, report=said.append)
     assert checkpoints.load_latest() is None

@@ -24,7 +24,7 @@ from jobs.dataset.counts import SHARD_KEY, Counts, file_name, written_counts
 from jobs.sources.decode import Decoded, decode_rows, joined
 from jobs.sources.open import open_input
 from jobs.sources.records import Plan, Rows
-from jobs.storage.path import Place, place
+from jobs.storage.path import StoragePath, parse_uri
 from jobs.storage.retry import StorageError
 from jobs.tokenization import shard as shards
 from jobs.tokenization.shard import Job, ShardFiles, decoded_batches
@@ -88,7 +88,7 @@ def middle(weights: Weights) -> str:
 def job_of(plan: Plan, output: Path, weights: Weights, **changes: object) -> Job:
     job = Job(
         source=plan.source,
-        output=place(str(output)),
+        output=parse_uri(str(output)),
         metadata=metadata_of(weights, middle(weights)),
         batch_size=2,
     )
@@ -292,7 +292,7 @@ def test_a_fixed_length_has_no_score_and_no_trace(tmp_path: Path, table: Path, w
 
 
 def test_a_place_is_written_whole_and_over_what_was_there(tmp_path: Path) -> None:
-    target = place(str(tmp_path)) / "a" / "b.bin"
+    target = parse_uri(str(tmp_path)) / "a" / "b.bin"
     assert not target.exists()
     target.write(b"first, and longer")
     target.write(b"second")
@@ -319,7 +319,7 @@ def test_tokens_are_written_after_rejects(
     tmp_path: Path, table: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, written = plan_of(table), []
-    monkeypatch.setattr(Place, "write", lambda self, data: written.append(Path(self.path).parent.name))
+    monkeypatch.setattr(StoragePath, "write", lambda self, data: written.append(Path(self.path).parent.name))
     ShardFiles(job_of(plan, tmp_path, weights)).write(Counts(0, 0, 0, [0, 0, 0], 0, 0.0, True))
     assert written == [REJECTS, DATA]
 
@@ -328,29 +328,29 @@ def test_what_a_killed_writer_left_is_not_listed_and_can_be_removed(tmp_path: Pa
     orphan = tmp_path / f".00000000.parquet.{'0a' * 16}.tmp"
     for path in (orphan, tmp_path / "00000001.parquet", tmp_path / ".mine.tmp"):
         path.write_bytes(b"")
-    assert place(str(tmp_path)).names() == [".mine.tmp", "00000001.parquet"]
-    place(str(tmp_path)).remove_unfinished()
+    assert parse_uri(str(tmp_path)).names() == [".mine.tmp", "00000001.parquet"]
+    parse_uri(str(tmp_path)).remove_unfinished()
     assert sorted(contents(tmp_path)) == [".mine.tmp", "00000001.parquet"]
-    place(str(tmp_path / "nowhere")).remove_unfinished()
+    parse_uri(str(tmp_path / "nowhere")).remove_unfinished()
 
 
 def test_a_place_that_cannot_be_used_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="file/a' cannot be written: "):
-        (place(str(tmp_path / "file")) / "a").write(b"")
+        (parse_uri(str(tmp_path / "file")) / "a").write(b"")
     with pytest.raises(StorageError, match="cannot be listed as a folder"):
-        place(str(tmp_path / "file")).names()
-    assert place(str(tmp_path / "nowhere")).names() == []
+        parse_uri(str(tmp_path / "file")).names()
+    assert parse_uri(str(tmp_path / "nowhere")).names() == []
 
 
 @pytest.mark.parametrize("uri", ["", "nonsense://a/b"])
 def test_a_place_of_no_known_kind_is_refused(uri: str) -> None:
     with pytest.raises(StorageError):
-        place(uri)
+        parse_uri(uri)
 
 
 def test_a_place_on_another_filesystem_is_written_through_it(tmp_path: Path) -> None:
-    elsewhere = place("memory://somewhere/a.bin")
+    elsewhere = parse_uri("memory://somewhere/a.bin")
     assert not elsewhere.local
     elsewhere.write(b"bytes")
     assert elsewhere.read() == b"bytes"

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from paths import ROOT
 
 from alit.errors import ConfigError, TrainingError
-from jobs.storage.path import place
+from jobs.storage.path import parse_uri
 from jobs.storage.retry import StorageError
 from jobs.training.checkpoints import Checkpoints, Saved
 
@@ -32,7 +32,7 @@ from jobs.training.checkpoints import Checkpoints, Saved
 def opened(folder: Path, **options: Any) -> tuple[Checkpoints, list[str]]:
     """The checkpoints of a folder, and the sentences that they report."""
     said: list[str] = []
-    return Checkpoints(place(str(folder)), report=said.append, **options), said
+    return Checkpoints(parse_uri(str(folder)), report=said.append, **options), said
 
 
 def state(step: int) -> dict[str, Any]:
@@ -116,8 +116,8 @@ def test_a_process_killed_in_the_middle_of_a_write_leaves_the_older_and_what_it_
     script = f"""
 import os, signal, sys, torch
 from jobs.training.checkpoints import Checkpoints, _HashingWriter
-from jobs.storage.path import place
-checkpoints = Checkpoints(place({str(tmp_path)!r}))
+from jobs.storage.path import parse_uri
+checkpoints = Checkpoints(parse_uri({str(tmp_path)!r}))
 checkpoints.save({{"step": 1}}, 1)
 write = _HashingWriter.write
 def write_and_die(self, data):

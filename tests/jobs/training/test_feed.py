@@ -4,6 +4,7 @@ import io
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from unittest import mock
@@ -345,7 +346,7 @@ def test_of_parquet_only_the_row_groups_asked_for_are_read_and_each_once(tmp_pat
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_groups", counted)
     wanted = [7, 2, 6, 2, 7, 8]
-    with jobs.feed.ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(2) as pool:
         rows = read_rows(source, [Row(b"000.parquet", number) for number in wanted], 1000, pool)
     assert rows.data == [f"image {number}".encode() for number in wanted]
     assert rows.ids == [f"000.parquet#{number}" for number in wanted]
@@ -358,7 +359,7 @@ def test_parquet_that_was_damaged_or_shortened_since_is_bad_rows(tmp_path):
     (folder / "009.parquet").write_bytes(b"text")
     pq.write_table(pa.table({"image": pa.array([b"1"])}), folder / "018.parquet")
     wanted = [Row(name, number) for name in (b"000.parquet", b"009.parquet", b"018.parquet") for number in (0, 5)]
-    with jobs.feed.ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(2) as pool:
         rows = read_rows(source, wanted, 1000, pool)
     assert [data is not None for data in rows.data] == [True, True, False, False, True, False]
     assert "the table cannot be read" in str(rows.errors[2])
@@ -401,15 +402,15 @@ class Rows:
 
 def test_rows_that_are_late_missing_or_anothers_are_a_sentence(tmp_path, monkeypatch):
     feed = feed_of(folder_of(tmp_path / "in", [picture(i) for i in range(8)]))
-    tasks = jobs.feed._tasks(feed, 0, 2)
+    tasks = jobs.training.ray_feed._tasks(feed, 0, 2)
 
     def batches(rows: Rows) -> list[Batch]:
-        return list(jobs.feed.read_share(rows, feed, tasks, worker=0, workers=1))
+        return list(jobs.training.ray_feed.read_share(rows, feed, tasks, worker=0, workers=1))
 
-    cropped = [jobs.feed.Cropped(np.zeros((4, SIZE, SIZE, 3), np.uint8), list("abcd"), [])]
-    good, second = jobs.feed._row(0, 0, cropped), jobs.feed._row(1, 0, cropped)
+    cropped = [jobs.training.ray_feed.Cropped(np.zeros((4, SIZE, SIZE, 3), np.uint8), list("abcd"), [])]
+    good, second = jobs.training.ray_feed._row(0, 0, cropped), jobs.training.ray_feed._row(1, 0, cropped)
     assert [batch.ids for batch in batches(Rows(good, second))] == [list("abcd")] * 2
-    for wrong in (jobs.feed._row(2, 0, cropped), jobs.feed._row(1, 1, cropped)):
+    for wrong in (jobs.training.ray_feed._row(2, 0, cropped), jobs.training.ray_feed._row(1, 1, cropped)):
         with pytest.raises(TrainingError, match=r"as \(step, worker, rows\) at step 1"):
             batches(Rows(good, wrong))
     with pytest.raises(TrainingError, match="ended before step 1, 1 steps too early"):
@@ -424,9 +425,9 @@ def test_tasks_hold_about_a_chunk_each_and_datasets_not_too_many_tasks(tmp_path,
     monkeypatch.setattr(jobs.training.ray_feed, "SEGMENT", 3)
     for chunk, steps in ((4, [[1], [1], [1]]), (12, [[3], [2], [3]]), (100, [[5, 5, 5], [5, 5, 5], [5, 5, 5]])):
         monkeypatch.setattr(alit.training.data, "CHUNK", chunk)
-        tasks = jobs.feed._tasks(feed_of(folder), 0, 1000)
+        tasks = jobs.training.ray_feed._tasks(feed_of(folder), 0, 1000)
         assert [[part.last - part.first for part in task] for task in tasks] == steps
-    assert sum(len(task) for task in jobs.feed._tasks(feed_of(folder), 4, 6)) == 2
+    assert sum(len(task) for task in jobs.training.ray_feed._tasks(feed_of(folder), 4, 6)) == 2
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -438,12 +439,12 @@ def test_rays_batches_are_those_without_ray(tmp_path, monkeypatch):
     expected = list(local_batches(feed, 3, 14))
     assert any(batch.rejects for batch in expected)
     with session_of_jobs():
-        tasks = jobs.feed._tasks(feed, 3, 14)
-        shares = jobs.feed.ray_shares(feed, tasks, 2)
+        tasks = jobs.training.ray_feed._tasks(feed, 3, 14)
+        shares = jobs.training.ray_feed.ray_shares(feed, tasks, 2)
         found: list[list[Batch]] = [[], []]
 
         def consume(worker: int) -> None:
-            found[worker] += jobs.feed.read_share(shares[worker], feed, tasks, worker=worker, workers=2)
+            found[worker] += jobs.training.ray_feed.read_share(shares[worker], feed, tasks, worker=worker, workers=2)
 
         threads = [threading.Thread(target=consume, args=(worker,)) for worker in range(2)]
         for thread in threads:

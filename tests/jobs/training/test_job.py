@@ -25,7 +25,7 @@ from alit.images.encode import encode_image
 from alit.tokenizer import Alit
 from alit.weights import load_weights, save_weights
 from jobs.cli import main
-from jobs.storage.path import place
+from jobs.storage.path import parse_uri
 from jobs.training.checkpoints import Checkpoints
 
 HALTING = dataclasses.replace(TINY, halting="sampled", halting_threshold=0.03)
@@ -214,7 +214,7 @@ def test_a_node_is_lost_and_one_gained_and_training_goes_on(nodes, photographs, 
     steps = [int(step) for step in re.findall(r"going on at step (\d+)", log.read_text())]
     assert len(steps) >= 2
     assert steps == sorted(steps)
-    state = Checkpoints(place(str(tmp_path / "run" / "checkpoints"))).load_latest()
+    state = Checkpoints(parse_uri(str(tmp_path / "run" / "checkpoints"))).load_latest()
     assert state is not None
     assert state["step"] >= steps[-1] + 20
 
