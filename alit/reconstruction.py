@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alit.metrics import pixel as metrics
+from alit.metrics import pixel
 from alit.metrics.lpips import Perceptual
 from alit.model.base import BaseTokens
 from alit.tokenizer import Alit
@@ -36,10 +36,10 @@ class Distances(NamedTuple):
     lpips: np.ndarray | None
 
 
-class Pictures(NamedTuple):
+class Reconstructions(NamedTuple):
     """One way of encoding a batch."""
 
-    pictures: Tensor
+    images: Tensor
     """Unclamped, [B, 3, S, S]."""
     ids: np.ndarray | None
     """The codes it was made from, [B, N]; None for continuous ones."""
@@ -53,33 +53,33 @@ def distances(images: Tensor, pictures: Tensor, perceptual: Perceptual | None = 
         return x.float().cpu().numpy()
 
     return Distances(
-        l1=array(metrics.l1(images, pictures)),
-        mse=array(metrics.mse(images, clamped)),
-        psnr=array(metrics.psnr(images, clamped).clamp(max=HIGHEST_PSNR)),
-        ssim=array(metrics.ssim(images, clamped)),
+        l1=array(pixel.l1(images, pictures)),
+        mse=array(pixel.mse(images, clamped)),
+        psnr=array(pixel.psnr(images, clamped).clamp(max=HIGHEST_PSNR)),
+        ssim=array(pixel.ssim(images, clamped)),
         lpips=None if perceptual is None else array(perceptual(images, clamped)),
     )
 
 
-def floats(model: Alit, images_u8: Tensor) -> Tensor:
+def to_float(model: Alit, images_u8: Tensor) -> Tensor:
     """uint8 images [B, 3, S, S] as the model takes them."""
     return images_u8.to(model.encoder.positions.device).float() / 255
 
 
 @torch.inference_mode()
-def of_base(model: Alit, images: Tensor, base: BaseTokens | None = None) -> Pictures:
+def reconstruct_base(model: Alit, images: Tensor, base: BaseTokens | None = None) -> Reconstructions:
     """The base tokenizer's own reconstruction."""
     base = model.base.encode(images) if base is None else base
     ids = None if base.ids_BG is None else base.ids_BG.cpu().numpy()
-    return Pictures(model.base.decode(base.target_BDhw), ids)
+    return Reconstructions(model.base.decode(base.target_BDhw), ids)
 
 
 @torch.inference_mode()
-def of_lengths(model: Alit, images: Tensor, base: BaseTokens | None = None) -> Iterator[Pictures]:
+def reconstruct_lengths(model: Alit, images: Tensor, base: BaseTokens | None = None) -> Iterator[Reconstructions]:
     """The reconstruction from every length, shortest first."""
     for step in model.rollout(images, base=base):
         ids = None if step.ids_BN is None else step.ids_BN.cpu().numpy()
-        yield Pictures(model.reconstruct(step.codes_BNC), ids)
+        yield Reconstructions(model.reconstruct(step.codes_BNC), ids)
 
 
 def thumbnail(images: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from alit.encoding.criteria import Candidate, Criterion, parse
 from alit.encoding.pool import Pool, State, pooled
-from alit.encoding.results import Answer, Encoded
+from alit.encoding.results import Encoded, ImageResult
 from alit.model.base import BaseTokens
 from alit.model.codebook import LatentCodebook, Quantized
 from alit.model.config import AlitConfig, KLConfig, VQGANConfig
@@ -159,7 +159,7 @@ class Alit(nn.Module):
 
     def encode_each(
         self, images: Images, criteria: Sequence[Criterion], most: Sequence[int | None] | None = None
-    ) -> Iterator[list[tuple[int, Answer]]]:
+    ) -> Iterator[list[tuple[int, ImageResult]]]:
         """Encodes images under criteria of their own in one rollout; what is done is answered at once.
 
         Args:
@@ -179,11 +179,11 @@ class Alit(nn.Module):
         if strange := set(longest).difference(self.config.lengths):
             choices = ", ".join(map(str, self.config.lengths))
             raise ValueError(f"this model gives {choices} tokens, not {min(strange)}")
-        answers = [Answer(criterion=c, most=n) for c, n in zip(criteria, longest, strict=True)]
+        answers = [ImageResult(criterion=c, most=n) for c, n in zip(criteria, longest, strict=True)]
         numbers = {id(answer): number for number, answer in enumerate(answers)}
         state: State | None = State(answers=answers, images=self._prepare(images)) if answers else None
 
-        def rounds(state: State | None) -> Iterator[list[tuple[int, Answer]]]:
+        def rounds(state: State | None) -> Iterator[list[tuple[int, ImageResult]]]:
             iteration = 0
             while state is not None:
                 before = state.answers

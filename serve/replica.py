@@ -21,9 +21,10 @@ from ray import serve
 from ray.util import metrics
 
 from alit.encoding.criteria import parse
-from alit.encoding.results import Answer
+from alit.encoding.results import ImageResult
 from alit.images.encode import encode_image, to_uint8
-from alit.metrics import pixel as distances
+from alit.images.tensors import to_tensor
+from alit.metrics import pixel
 from alit.model.config import AlitConfig, VQGANConfig
 from alit.tokenizer import Alit
 from alit.weights import Weights, load_weights, read_config
@@ -98,13 +99,13 @@ class Batch:
 
     def run(self) -> Iterator[dict[int, Done]]:
         """After every iteration the images that are done, by their numbers in the batch."""
-        pixels = torch.from_numpy(np.stack([work.pixels for work in self.work])).permute(0, 3, 1, 2)
+        pixels = to_tensor(np.stack([work.pixels for work in self.work]))
         criteria = [parse(work.criterion, functions=False) for work in self.work]
         for found in self.model.encode_each(pixels, criteria, [work.most for work in self.work]):
             if found:
                 yield {number: self._done(self.work[number], answer) for number, answer in found}
 
-    def _done(self, work: Work, answer: Answer) -> Done:
+    def _done(self, work: Work, answer: ImageResult) -> Done:
         assert answer.tokens is not None
         ids = answer.tokens.tolist()
         done = Done(len(ids), answer.trace[-1] if answer.trace else None, answer.satisfied, ids, answer.trace)
@@ -117,15 +118,15 @@ class Batch:
 
     @torch.inference_mode()
     def _every(self, work: Work) -> dict[str, Any]:
-        image = torch.from_numpy(work.pixels.copy()).permute(2, 0, 1)[None]
+        image = to_tensor(work.pixels[None].copy())
         more: dict[str, Any] = {}
         if "every_length" in work.extras:
             floats = image.to(self.model.encoder.positions.device).float() / 255
             every = []
             for ids in self.model.encode_all(image):
                 picture = self.model.decode(list(ids))
-                found = {name: float(getattr(distances, name)(floats, picture)) for name in ("l1", "mse", "ssim")}
-                found["psnr"] = min(100.0, float(distances.psnr(floats, picture)))
+                found = {name: float(getattr(pixel, name)(floats, picture)) for name in ("l1", "mse", "ssim")}
+                found["psnr"] = min(100.0, float(pixel.psnr(floats, picture)))
                 (pixels,) = to_uint8(picture)
                 every.append(
                     {"num_tokens": ids.shape[1], "ids": ids[0].tolist(), "reconstruction": _png(pixels)} | found

@@ -75,7 +75,7 @@ class Api:
             criterion = parse(request.criterion or model["default_criterion"], functions=False)
         except CriterionError as error:
             raise ProblemError(422, str(error), "unknown_criterion") from error
-        name = criterion.spec.partition(":")[0]
+        name = criterion.name
         if name not in model["criteria"] or (criterion.length and criterion.length not in model["lengths"]):
             lengths = ", ".join(map(str, model["lengths"]))
             detail = f"this model gives {lengths} tokens, by {', '.join(model['criteria'])}; got {criterion.spec!r}"

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from alit.errors import CriterionError
-from alit.metrics import pixel as metrics
+from alit.metrics import pixel
 from alit.model.base import BaseTokens
 from alit.model.config import AlitConfig, VQGANConfig
 
@@ -86,18 +86,24 @@ class _Kind:
 
 
 _KINDS = {
-    "l1": _Kind(measure=lambda c: metrics.l1(c.images, c.reconstructions), low=0, high=1),
-    "mse": _Kind(measure=lambda c: metrics.mse(c.images, c.reconstructions), low=0, high=1),
-    "psnr": _Kind(measure=lambda c: metrics.psnr(c.images, c.reconstructions), low=0, high=100, higher_is_better=True),
-    "ssim": _Kind(measure=lambda c: metrics.ssim(c.images, c.reconstructions), low=-1, high=1, higher_is_better=True),
+    "l1": _Kind(measure=lambda c: pixel.l1(c.images, c.reconstructions), low=0, high=1),
+    "mse": _Kind(measure=lambda c: pixel.mse(c.images, c.reconstructions), low=0, high=1),
+    "psnr": _Kind(measure=lambda c: pixel.psnr(c.images, c.reconstructions), low=0, high=100, higher_is_better=True),
+    "ssim": _Kind(measure=lambda c: pixel.ssim(c.images, c.reconstructions), low=-1, high=1, higher_is_better=True),
     "code": _Kind(measure=_wrong_codes, low=0, high=1),
     "latent": _Kind(measure=_latent_rmse, low=0, high=math.inf),
 }
 
+
+def criterion_name(spec: str) -> str:
+    """Returns the name in a stored `name:threshold`, without loading a user's function: `l1` for `l1:0.07`."""
+    return spec.partition(":")[0]
+
+
 HELP = (
     "fixed:N (always N tokens), l1:T, mse:T, code:T (share of base tokens predicted wrongly), latent:T (RMSE of the "
     "base latents), satisfied at or below T; psnr:T (dB), ssim:T, satisfied at or above T; or "
-    "package.module:function@T for a function of yours that takes an alit.selection.Candidate and returns one error "
+    "package.module:function@T for a function of yours that takes an alit.Candidate and returns one error "
     "per image"
 )
 
@@ -119,6 +125,16 @@ class Criterion:
     threshold: float = math.nan
     measure: Measure | None = None
     higher_is_better: bool = False
+
+    @property
+    def name(self) -> str:
+        """What stands before the colon: a built-in measure, `fixed`, or the module of a user's function."""
+        return criterion_name(self.spec)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether every image gets the same number of tokens, unscored."""
+        return self.measure is None
 
     def score(self, candidate: Candidate) -> Float[Tensor, "B"] | None:
         """One score per image, or None for `fixed`.

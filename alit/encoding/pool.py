@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from alit.encoding.criteria import Criterion
-from alit.encoding.results import Answer
+from alit.encoding.results import ImageResult
 from alit.model.base import BaseTokens
 
 
@@ -33,7 +33,7 @@ class State:
         x_BSD: what the last iteration left of their sequences; None before the first one.
     """
 
-    answers: list[Answer]
+    answers: list[ImageResult]
     images: Float[Tensor, "B 3 H W"]
     base: BaseTokens | None = None
     x_BSD: Float[Tensor, "B S D"] | None = None
@@ -41,7 +41,7 @@ class State:
     @staticmethod
     def of(images: Float[Tensor, "B 3 H W"], criterion: Criterion) -> State:
         """Images before their first iteration, all under one criterion."""
-        return State(answers=[Answer(criterion=criterion) for _ in range(len(images))], images=images)
+        return State(answers=[ImageResult(criterion=criterion) for _ in range(len(images))], images=images)
 
     def __len__(self) -> int:
         return len(self.answers)
@@ -152,7 +152,7 @@ class Pool:
 
 def pooled(
     arrivals: Iterable[State], advance: Callable[[State, int], State | None], pool: Pool
-) -> Iterator[list[Answer]]:
+) -> Iterator[list[ImageResult]]:
     """Runs batches of images through their iterations, pulling the next batch only when no full slice waits.
 
     Of a pool of K iterations and a size no more than K * (size - 1) images wait when a batch is pulled.
@@ -165,7 +165,7 @@ def pooled(
     Yields:
         The answers of each batch, in order, as soon as they and those of all earlier batches are complete.
     """
-    unanswered: deque[list[Answer]] = deque()
+    unanswered: deque[list[ImageResult]] = deque()
     for state in chain(arrivals, [None]):
         if state is not None:
             unanswered.append(state.answers)
@@ -178,6 +178,6 @@ def pooled(
             yield from _complete(unanswered)
 
 
-def _complete(batches: deque[list[Answer]]) -> Iterator[list[Answer]]:
+def _complete(batches: deque[list[ImageResult]]) -> Iterator[list[ImageResult]]:
     while batches and all(answer.tokens is not None for answer in batches[0]):
         yield batches.popleft()

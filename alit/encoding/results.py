@@ -18,7 +18,7 @@ from alit.model.config import AlitConfig
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
-class Answer:
+class ImageResult:
     """What is known of one image so far.
 
     Attributes:
@@ -64,7 +64,7 @@ class Encoded:
         return self.tokens.split(self.num_tokens.tolist())
 
     @classmethod
-    def of(cls, answers: Sequence[Answer], config: AlitConfig) -> Encoded:
+    def of(cls, answers: Sequence[ImageResult], config: AlitConfig) -> Encoded:
         """The complete answers of a batch, as a model of that config gave them."""
         none = torch.zeros(0, dtype=torch.long) if config.codebook_size else torch.zeros(0, config.code_dim)
         rows = [answer.tokens for answer in answers if answer.tokens is not None]

@@ -45,7 +45,7 @@ def crop_randomness(seed: int, step: int, place: int) -> np.random.Generator:
     return np.random.default_rng((seed, _CROP, step, place))
 
 
-class Part(NamedTuple):
+class StepRange(NamedTuple):
     """Successive steps of one chunk.
 
     Attributes:
@@ -80,16 +80,16 @@ class Order:
         self.steps_per_chunk = max(1, round(CHUNK / batch_size))
         self._epoch: int | None = None
 
-    def parts(self, first_step: int, last_step: int) -> Iterator[Part]:
+    def step_ranges(self, first_step: int, last_step: int) -> Iterator[StepRange]:
         """The chunks that steps `first_step` to `last_step - 1` are made of."""
         while first_step < last_step:
             epoch, at = divmod(first_step, self.steps_per_epoch)
             chunk = at // self.steps_per_chunk
             end = epoch * self.steps_per_epoch + min(self.steps_per_epoch, (chunk + 1) * self.steps_per_chunk)
-            yield Part(epoch, chunk, first_step, min(end, last_step))
+            yield StepRange(epoch, chunk, first_step, min(end, last_step))
             first_step = end
 
-    def images(self, part: Part) -> np.ndarray:
+    def images(self, part: StepRange) -> np.ndarray:
         """The numbers of a part's images, `batch_size` of them for each of its steps."""
         self._enter(part.epoch)
         length = self.steps_per_chunk * self.batch_size

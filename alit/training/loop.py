@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from alit.errors import TrainingError
-from alit.training.trainer import Batch, Trainer
+from alit.training.trainer import Trainer, TrainingBatch
 
 
 @runtime_checkable
@@ -29,7 +29,7 @@ class Run(Protocol):
         ...
 
 
-def train(trainer: Trainer, batches: Iterable[Batch], run: Run) -> None:
+def train(trainer: Trainer, batches: Iterable[TrainingBatch], run: Run) -> None:
     """Trains from the trainer's step to the end of its recipe on the batches of these steps."""
     recipe, feed = trainer.recipe, iter(batches)
 
@@ -54,7 +54,7 @@ def train(trainer: Trainer, batches: Iterable[Batch], run: Run) -> None:
             recent, started, waited = [], time.monotonic(), 0.0
 
 
-def endless(images: Tensor, ids: Sequence[str] = ()) -> Iterator[Batch]:
+def endless(images: Tensor, ids: Sequence[str] = ()) -> Iterator[TrainingBatch]:
     """The same batch again and again."""
     while True:
-        yield Batch(images, ids)
+        yield TrainingBatch(images, ids)

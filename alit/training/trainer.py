@@ -29,7 +29,7 @@ FREE_TO_CHANGE = frozenset(
 """Fields of a recipe in which a run may differ from the checkpoint that it goes on from."""
 
 
-class Batch(NamedTuple):
+class TrainingBatch(NamedTuple):
     """One worker's share of a step.
 
     Attributes:
@@ -119,7 +119,7 @@ class Trainer:
 
     # ---------------------------------------------------------------- a step
 
-    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+    def train_step(self, batch: TrainingBatch) -> dict[str, Tensor]:
         """One optimizer step on this worker's share; returns scalars, not yet averaged over workers.
 
         Raises:

@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from alit.encoding.criteria import Candidate, Criterion, parse
+from alit.images.tensors import to_tensor
 from alit.tokenizer import Alit
 from jobs.runtime.weights import load
 from jobs.sources.decode import decoded_plan
@@ -116,10 +117,10 @@ def benchmark_encode(
     """Prints images/s of encoding every length, adaptively and at each fixed length."""
     loaded = load(weights)
     parsed = parse(criterion or loaded.model.config.criterion)
-    if parsed.measure is None:
+    if parsed.is_fixed:
         raise InputError(f"the benchmark compares an adaptive criterion with fixed ones, got {parsed.spec!r}")
     pixels = _images(source, loaded.model.config.image_size, batch_size, image_column)
-    times = time_encode(loaded.model, torch.from_numpy(pixels).permute(0, 3, 1, 2), parsed, rounds)
+    times = time_encode(loaded.model, to_tensor(pixels), parsed, rounds)
     console.print(f"{times.images} images in one batch, {torch.get_num_threads()} threads, {rounds} rounds, images/s:")
     console.print(f"  every length, scored        {times.images / times.every:8.1f}")
     console.print(

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from alit.dataset import metadata_of
 from alit.encoding.criteria import parse
+from alit.images.tensors import to_tensor
 from alit.tokenizer import Alit
 from jobs.runtime.process import keep_freed_memory, local_cpus
 from jobs.runtime.weights import load
@@ -49,7 +50,7 @@ def bare_loop(job: Job, plan: Plan, model: Alit, threads: int) -> float:
     images, start = 0, time.perf_counter()
     for shard in plan.shards:
         for decoded in decoded_batches(job, shard, threads):
-            model.encode(torch.from_numpy(decoded.pixels).permute(0, 3, 1, 2), criterion)
+            model.encode(to_tensor(decoded.pixels), criterion)
             images += len(decoded.ids)
     return images / (time.perf_counter() - start)
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from alit.dataset import DATA, MANIFEST, METADATA_KEY, REJECTS, Metadata, reject_schema, token_schema
+from alit.encoding.criteria import criterion_name
 from alit.errors import AlitError
 from jobs.dataset.counts import SHARD_KEY, Counts, file_name
 from jobs.dataset.folder import JOB, Totals, batched, read_json
@@ -154,7 +155,7 @@ def _wrong_tokens(tokens: pa.Table, metadata: Metadata) -> Iterator[str]:
     if largest is not None and largest >= metadata.codebook_size:
         yield f"the id {largest}, where the codebook has {metadata.codebook_size}"
     tried = pc.list_value_length(tokens.column("trace"))
-    fixed = metadata.criterion.partition(":")[0] == "fixed"
+    fixed = criterion_name(metadata.criterion) == "fixed"
     expected = pa.array(np.zeros(len(tokens)) if fixed else lengths.to_numpy() // metadata.latents_per_iteration)
     if not tried.combine_chunks().cast(pa.int64()).equals(expected.cast(pa.int64())):
         yield "a trace does not have the value of every length that was tried"

@@ -10,11 +10,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from einops import rearrange
 
 from alit.images.decode import decode_image
 from alit.images.encode import encode_image
-from alit.metrics import pixel as metrics
+from alit.images.tensors import to_tensor
+from alit.metrics import pixel
 from alit.reconstruction import HIGHEST_PSNR
 
 CODECS: tuple[Literal["jpeg", "webp"], ...] = ("jpeg", "webp")
@@ -91,10 +91,10 @@ def coded(pixels: np.ndarray, targets: Sequence[float]) -> Coded:
     for column in range(len(CODECS)):
         for k in range(len(targets)):
             found = _floats(pictures[:, column, k])
-            l1[:, column, k] = metrics.l1(images, found)
-            psnr[:, column, k] = metrics.psnr(images, found).clamp(max=HIGHEST_PSNR)
+            l1[:, column, k] = pixel.l1(images, found)
+            psnr[:, column, k] = pixel.psnr(images, found).clamp(max=HIGHEST_PSNR)
     return Coded(size, l1, psnr, smallest)
 
 
 def _floats(pixels: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(rearrange(pixels, "b h w c -> b c h w").astype(np.float32) / 255)
+    return to_tensor(pixels).float() / 255

@@ -17,10 +17,19 @@ from torch import Tensor
 
 from alit.errors import AlitError
 from alit.images.encode import encode_image, to_uint8
-from alit.metrics import pixel as metrics
+from alit.images.tensors import to_tensor
+from alit.metrics import pixel
 from alit.metrics.fid import Moments
 from alit.model.config import AlitConfig, VQGANConfig
-from alit.reconstruction import distances, floats, gradient_entropy, mean_color, of_base, of_lengths, thumbnail
+from alit.reconstruction import (
+    distances,
+    gradient_entropy,
+    mean_color,
+    reconstruct_base,
+    reconstruct_lengths,
+    thumbnail,
+    to_float,
+)
 from alit.tokenizer import Alit
 from jobs.evaluation.image_codecs import coded
 from jobs.evaluation.models import Rulers
@@ -95,11 +104,11 @@ def measure(rulers: Rulers, pixels: np.ndarray, code: np.ndarray) -> Measured:
     """
     model, count = rulers.model, len(pixels)
     device = model.encoder.positions.device
-    images_u8 = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
-    images = floats(model, images_u8)
+    images_u8 = to_tensor(pixels).to(device)
+    images = to_float(model, images_u8)
     base = model.base.encode(images)
-    steps = [*of_lengths(model, images, base), of_base(model, images, base)]
-    pictures = [step.pictures for step in steps]
+    steps = [*reconstruct_lengths(model, images, base), reconstruct_base(model, images, base)]
+    pictures = [step.images for step in steps]
     found = [distances(images, x, rulers.perceptual) for x in (*pictures, thumbnail(images), mean_color(images))]
     lpips = [distance.lpips for distance in found if distance.lpips is not None]
     ids = [step.ids for step in steps if step.ids is not None]
@@ -133,7 +142,7 @@ def measure(rulers: Rulers, pixels: np.ndarray, code: np.ndarray) -> Measured:
 
 def _rounded(pictures: Tensor) -> Tensor:
     """To 8 bits, as published scores have it."""
-    return torch.from_numpy(to_uint8(pictures)).permute(0, 3, 1, 2).float() / 255
+    return to_tensor(to_uint8(pictures)).float() / 255
 
 
 def _against(rulers: Rulers, other: Alit, images: Tensor) -> np.ndarray:
@@ -141,12 +150,12 @@ def _against(rulers: Rulers, other: Alit, images: Tensor) -> np.ndarray:
     base = other.base.encode(images)
     errors = []
     if common:
-        for length, step in zip(other.config.lengths, of_lengths(other, images, base), strict=True):
+        for length, step in zip(other.config.lengths, reconstruct_lengths(other, images, base), strict=True):
             if length in common:
-                errors.append(metrics.l1(images, step.pictures))
+                errors.append(pixel.l1(images, step.images))
             if length == common[-1]:
                 break
-    errors.append(metrics.l1(images, of_base(other, images, base).pictures))
+    errors.append(pixel.l1(images, reconstruct_base(other, images, base).images))
     return torch.stack(errors, dim=1).cpu().numpy()
 
 

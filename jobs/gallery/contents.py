@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from alit.encoding.criteria import criterion_name
+
 _MEASURES = {
     "l1": "mean absolute error of the pixels",
     "mse": "mean squared error of the pixels",
@@ -103,4 +105,4 @@ class Summary:
     @property
     def measure(self) -> str:
         """The criterion's name without its threshold."""
-        return self.criterion.partition(":")[0]
+        return criterion_name(self.criterion)

@@ -7,11 +7,11 @@ import math
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from alit.dataset import TokenDataset
 from alit.encoding.criteria import parse
 from alit.images.encode import encode_image, to_uint8
+from alit.images.tensors import to_tensor
 from alit.weights import Weights
 from jobs.gallery.contents import Picture, Summary
 from jobs.gallery.page import render
@@ -95,10 +95,10 @@ def _cards(
 ) -> list[Picture]:
     """The photographs `rows` of a batch, with every length's reconstruction and score."""
     model, lengths = weights.model, weights.model.config.lengths
-    images = torch.from_numpy(decoded.pixels[rows]).permute(0, 3, 1, 2)
+    images = to_tensor(decoded.pixels[rows])
     criterion = parse(spec)
     trace = None
-    if criterion.measure is not None:  # never satisfied, so that every length is scored
+    if not criterion.is_fixed:  # never satisfied, so that every length is scored
         unreachable = math.inf if criterion.higher_is_better else -math.inf
         trace = model.encode(images, dataclasses.replace(criterion, threshold=unreachable)).trace.numpy()
     pictures: list[np.ndarray] = [to_uint8(model.decode(tokens)) for tokens in model.encode_all(images)]

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from alit.images.decode import JpegMode, decode_image
 from alit.images.formats import ImageError, Limits
@@ -30,10 +28,6 @@ def joined(parts: list[Decoded]) -> Decoded:
         [reject for part in parts for reject in part.rejects],
         [pa.concat_arrays(columns) for columns in zip(*(part.kept for part in parts), strict=True)],
     )
-
-
-def image_tensor(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
 DECODE_THREADS = 2

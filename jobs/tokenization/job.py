@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from alit.dataset import Metadata, metadata_of
+from alit.encoding.criteria import criterion_name
 from alit.images.formats import Limits
 from alit.weights import Weights
 from jobs.dataset.folder import (
@@ -193,7 +194,7 @@ def describe(summary: Summary, console: Console) -> None:
         for k, count in enumerate(totals.lengths):
             bar = "█" * round(40 * count / widest)
             console.print(f"  {(k + 1) * metadata.latents_per_iteration:>4} tokens {count:>8}  {bar}", highlight=False)
-        if metadata.criterion.partition(":")[0] != "fixed":
+        if criterion_name(metadata.criterion) != "fixed":
             console.print(f"{totals.satisfied} met the criterion {metadata.criterion}")
     if totals.rejects:
         console.print(f"reasons are in {summary.output}/_rejects")

@@ -24,6 +24,7 @@ from alit.encoding.results import Encoded
 from alit.errors import AlitError
 from alit.images.decode import JpegMode
 from alit.images.formats import Limits
+from alit.images.tensors import to_tensor
 from alit.tokenizer import Alit
 from jobs.dataset.counts import Counts, file_name
 from jobs.sources.decode import DECODE_THREADS, Decoded, decode_rows
@@ -83,10 +84,10 @@ def encoded_batches(
         for decoded in batches:
             waiting.append(decoded)
             pixels = decoded.pixels if decoded.pixels.flags.writeable else decoded.pixels.copy()
-            tensor = torch.from_numpy(pixels)
+            tensor = to_tensor(pixels)
             if device.type == "cuda":
                 tensor = tensor.pin_memory().to(device, non_blocking=True)
-            yield tensor.permute(0, 3, 1, 2)
+            yield tensor
 
     with torch.autocast(device.type, torch.bfloat16, enabled=metadata.precision == "bfloat16"):
         if device.type != "cpu" if pool is None else pool:

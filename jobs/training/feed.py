@@ -16,8 +16,9 @@ from torch import Tensor
 
 from alit.errors import TrainingError
 from alit.images.formats import DEFAULT_LIMITS, Limits
+from alit.images.tensors import to_tensor
 from alit.training.data import Order
-from jobs.sources.decode import decoded_plan, image_tensor
+from jobs.sources.decode import decoded_plan
 from jobs.sources.open import make_plan
 from jobs.sources.records import Plan, Row
 
@@ -103,4 +104,4 @@ def held_out(uri: str, *, size: int, most: int, image_column: str = "image") -> 
             break
     if missing == most:
         raise TrainingError(f"no image of {uri!r} can be decoded: {why}")
-    return image_tensor(np.concatenate(found))
+    return to_tensor(np.concatenate(found))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from alit.training.trainer import Batch
-from jobs.sources.decode import image_tensor
+from alit.images.tensors import to_tensor
+from alit.training.trainer import TrainingBatch
 from jobs.sources.prefetch import prefetch
 from jobs.training.crops import make_cropper, worker_share
 from jobs.training.feed import Feed
@@ -17,7 +17,7 @@ AHEAD = 4
 
 def local_batches(
     feed: Feed, first_step: int, last_step: int, *, worker: int = 0, workers: int = 1, threads: int = 2
-) -> Iterator[Batch]:
+) -> Iterator[TrainingBatch]:
     """A worker's share of steps `first_step` to `last_step - 1`, decoded ahead in threads of this process, without Ray.
 
     The same, bit for bit, as `shared_batches` gives. Each worker reads the bytes of all shares.
@@ -29,9 +29,9 @@ def local_batches(
     with ThreadPoolExecutor(threads) as pool:
         crops = (
             pool.submit(cropper.crop, step, rows, places)
-            for part in order.parts(first_step, last_step)
+            for part in order.step_ranges(first_step, last_step)
             for step, rows in cropper.read(part.first, feed.rows(order.images(part)))
         )
         for future in prefetch(crops, AHEAD):
             cropped = future.result()
-            yield Batch(image_tensor(cropped.pixels), cropped.ids, cropped.rejects)
+            yield TrainingBatch(to_tensor(cropped.pixels), cropped.ids, cropped.rejects)

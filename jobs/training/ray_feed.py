@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from alit.errors import TrainingError
-from alit.training.data import Order, Part
-from alit.training.trainer import Batch
+from alit.images.tensors import to_tensor
+from alit.training.data import Order, StepRange
+from alit.training.trainer import TrainingBatch
 from jobs.runtime.session import quiet_ray_data, unwrapped
-from jobs.sources.decode import image_tensor
 from jobs.sources.prefetch import prefetch
 from jobs.sources.records import Row
 from jobs.training.crops import Cropped, Cropper, make_cropper, worker_share
@@ -81,11 +81,11 @@ def _row(step: int, worker: int, run: list[Cropped]) -> pa.Table:
     )
 
 
-def _tasks(feed: Feed, first_step: int, last_step: int) -> list[list[Part]]:
+def _tasks(feed: Feed, first_step: int, last_step: int) -> list[list[StepRange]]:
     """The tasks of one Ray dataset that starts with a step: a chunk each, or several where the epochs are shorter."""
-    tasks: list[list[Part]] = [[]]
+    tasks: list[list[StepRange]] = [[]]
     order = feed.order()
-    for part in order.parts(first_step, last_step):
+    for part in order.step_ranges(first_step, last_step):
         if sum(part.last - part.first for part in tasks[-1]) >= order.steps_per_chunk / 2:
             if len(tasks) == SEGMENT:
                 break
@@ -94,7 +94,7 @@ def _tasks(feed: Feed, first_step: int, last_step: int) -> list[list[Part]]:
     return tasks
 
 
-def ray_shares(feed: Feed, tasks: list[list[Part]], workers: int) -> list[Any]:
+def ray_shares(feed: Feed, tasks: list[list[StepRange]], workers: int) -> list[Any]:
     """Ray Data's iterators over the rows of some tasks, one for each worker, to be consumed side by side."""
     import ray
     from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
@@ -127,7 +127,7 @@ def ray_shares(feed: Feed, tasks: list[list[Part]], workers: int) -> list[Any]:
         return [dataset.iterator()] if workers == 1 else dataset.streaming_split(workers, equal=False)
 
 
-def _task_table(feed: Feed, order: Order, task: list[Part]) -> pa.Table:
+def _task_table(feed: Feed, order: Order, task: list[StepRange]) -> pa.Table:
     """One block, so one task: a row for each of its parts."""
     rows = []
     for part in task:
@@ -141,7 +141,9 @@ def _unwrapped_rows(batches: Any) -> Iterator[pa.Table]:
         yield from prefetch(iter(batches), 1, PATIENCE)
 
 
-def read_share(rows: Any, feed: Feed, tasks: list[list[Part]], *, worker: int, workers: int) -> Iterator[Batch]:
+def read_share(
+    rows: Any, feed: Feed, tasks: list[list[StepRange]], *, worker: int, workers: int
+) -> Iterator[TrainingBatch]:
     """The batches of one of `ray_shares`."""
     shape = (-1, len(worker_share(feed.batch_size, worker, workers)), feed.size, feed.size, 3)
     step, last_step = tasks[0][0].first, tasks[-1][-1].last
@@ -154,7 +156,7 @@ def read_share(rows: Any, feed: Feed, tasks: list[list[Part]], *, worker: int, w
             pixels = np.frombuffer(row["pixels"][0].as_buffer(), np.uint8).reshape(shape)
             for images, ids, rejects in zip(pixels, row["ids"][0].as_py(), row["rejects"][0].as_py(), strict=True):
                 told = [(r["id"], r["reason"], r["message"]) for r in rejects]
-                yield Batch(image_tensor(images.copy()), ids, told)  # a copy, as the shared memory is read-only
+                yield TrainingBatch(to_tensor(images.copy()), ids, told)  # a copy, as the shared memory is read-only
                 step += 1
     except TimeoutError:
         raise TrainingError(
@@ -190,13 +192,15 @@ def _handed_out(shares: list[Any] | None, worker: int) -> Any:
     return share
 
 
-def _segments(feed: Feed, first_step: int, last_step: int) -> Iterator[list[list[Part]]]:
+def _segments(feed: Feed, first_step: int, last_step: int) -> Iterator[list[list[StepRange]]]:
     while first_step < last_step:
         yield (tasks := _tasks(feed, first_step, last_step))
         first_step = tasks[-1][-1].last
 
 
-def shared_batches(feed: Feed, first_step: int, last_step: int, *, worker: int, workers: int) -> Iterator[Batch]:
+def shared_batches(
+    feed: Feed, first_step: int, last_step: int, *, worker: int, workers: int
+) -> Iterator[TrainingBatch]:
     """A worker's share of steps `first_step` to `last_step - 1`, decoded by Ray Data anywhere in the cluster.
 
     To be called by all workers of a Ray Train run, or by one process alone, in a session of Ray.

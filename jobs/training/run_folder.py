@@ -30,7 +30,7 @@ from alit.images.encode import encode_image
 from alit.training import distributed
 from alit.training.cost import peak_flops
 from alit.training.recipes import Recipe, Stage
-from alit.training.trainer import Batch, Trainer
+from alit.training.trainer import Trainer, TrainingBatch
 from alit.weights import save_weights
 from jobs.storage.path import StoragePath
 from jobs.training.checkpoints import Checkpoints
@@ -191,7 +191,7 @@ class RunFolder:
             self.checkpoints.save(state, trainer.step, score)
             self.tell({"saved": trainer.step})
 
-    def without_rejects(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def without_rejects(self, batches: Iterable[TrainingBatch]) -> Iterator[TrainingBatch]:
         """The batches, having noted which of their images could not be decoded."""
         for batch in batches:
             for name, reason, message in batch.rejects:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alit.encoding.criteria import parse
 from alit.images.encode import to_uint8
-from alit.reconstruction import distances, first_within, floats, of_base, of_lengths, perplexity
+from alit.reconstruction import distances, first_within, perplexity, reconstruct_base, reconstruct_lengths, to_float
 from alit.tokenizer import Alit
 from alit.training import distributed
 from alit.training.recipes import Stage
@@ -44,15 +44,15 @@ def validate(stage: Stage, model: Alit, images_u8: Tensor) -> Validation:
     found: dict[str, list[list[np.ndarray]]] = {"l1": [], "psnr": [], "ssim": []}
     ids = []
     for part in share.split(BATCH):
-        images = floats(model, part)
-        results = [of_base(model, images)] if stage == "base" else list(of_lengths(model, images))
-        measured = [distances(images, result.pictures) for result in results]
+        images = to_float(model, part)
+        results = [reconstruct_base(model, images)] if stage == "base" else list(reconstruct_lengths(model, images))
+        measured = [distances(images, result.images) for result in results]
         for name, parts in found.items():
             parts.append([getattr(distance, name) for distance in measured])
         if results[-1].ids is not None:
             ids.append(results[-1].ids)
         if not shown:
-            rows = [images[:GRID], *(result.pictures[:GRID] for result in results)]
+            rows = [images[:GRID], *(result.images[:GRID] for result in results)]
             shown = [[*to_uint8(row)] for row in rows]
     local = {name: np.concatenate(parts, axis=1) for name, parts in found.items()}  # [K, B]
     everywhere = distributed.gathered_objects((local, np.concatenate(ids) if ids else None))
@@ -78,7 +78,7 @@ def validate(stage: Stage, model: Alit, images_u8: Tensor) -> Validation:
 def _chosen(model: Alit, arrays: dict[str, np.ndarray]) -> list[int]:
     """Images per length under the default criterion, or under an L1 in the middle of what is reached."""
     criterion = parse(model.config.criterion)
-    name = criterion.spec.partition(":")[0]
+    name = criterion.name
     if name in ("psnr", "ssim"):
         chosen = first_within(-arrays[name], -criterion.threshold)
     else:

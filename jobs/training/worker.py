@@ -19,7 +19,7 @@ from alit.tokenizer import Alit
 from alit.training import distributed
 from alit.training.loop import train
 from alit.training.objectives import objective_for
-from alit.training.trainer import Batch, Trainer
+from alit.training.trainer import Trainer, TrainingBatch
 from jobs.runtime.process import keep_freed_memory
 from jobs.storage.path import StoragePath
 from jobs.training.feed import Feed
@@ -54,7 +54,7 @@ class Start:
 
 def work(
     start: Start,
-    batches: Callable[[int, int], Iterator[Batch]],
+    batches: Callable[[int, int], Iterator[TrainingBatch]],
     *,
     device: torch.device,
     tell: Tell,

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from alit.model.config import AlitConfig, VQGANConfig
-from alit.reconstruction import distances, floats, of_lengths
+from alit.reconstruction import distances, reconstruct_lengths, to_float
 from alit.tokenizer import Alit
 from alit.training.initialization import initialize_locally
 from alit.training.objectives import objective_for
 from alit.training.recipes import BaseRecipe, DistillRecipe, Recipe
-from alit.training.trainer import Batch, Trainer
+from alit.training.trainer import Trainer, TrainingBatch
 from jobs.training.feed import held_out
 
 PHOTOGRAPHS = 64
@@ -42,12 +42,12 @@ def test_on_64_photographs_the_error_at_the_longest_length_falls_below_half_of_w
         trainer, found = Trainer(model, objective_for(model, recipe), recipe), []
         for step in range(recipe.steps):
             rows = torch.randperm(PHOTOGRAPHS, generator=torch.Generator().manual_seed(step))[:16]
-            trainer.train_step(Batch(images[rows]))
+            trainer.train_step(TrainingBatch(images[rows]))
             if step + 1 in marks:
-                pixels = floats(model, images)
+                pixels = to_float(model, images)
                 with torch.no_grad():
-                    *_, longest = of_lengths(model, pixels)
-                    found.append(float(distances(pixels, longest.pictures).l1.mean()))
+                    *_, longest = reconstruct_lengths(model, pixels)
+                    found.append(float(distances(pixels, longest.images).l1.mean()))
         return found
 
     error(BaseRecipe(steps=300, **common))

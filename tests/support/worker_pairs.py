@@ -17,7 +17,7 @@ from alit.model.config import AlitConfig, KLConfig
 from alit.tokenizer import Alit
 from alit.training.objectives import objective_for
 from alit.training.recipes import BaseRecipe, DistillRecipe, FinetuneRecipe, Recipe
-from alit.training.trainer import Batch, Trainer
+from alit.training.trainer import Trainer, TrainingBatch
 
 BATCH = 16
 STEPS = 20
@@ -77,7 +77,7 @@ def train(case: str, rank: int, workers: int, **changes: Any) -> dict[str, Any]:
     losses = []
     for step in range(STEPS):
         images = global_batch(step)[rank * share : (rank + 1) * share]
-        numbers = trainer.train_step(Batch(images))
+        numbers = trainer.train_step(TrainingBatch(images))
         losses.append(float(distributed.averaged(numbers["loss"])))
     return {"losses": losses, "state": trainer.state_dict()}
 

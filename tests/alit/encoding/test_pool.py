@@ -14,7 +14,7 @@ from torch import Tensor
 
 from alit.encoding.criteria import parse
 from alit.encoding.pool import Pool, State, pooled
-from alit.encoding.results import Answer
+from alit.encoding.results import ImageResult
 from alit.model.base import BaseTokens
 
 ANY = parse("l1:0.5")
@@ -70,7 +70,7 @@ class Toy:
             return None
         return replace(state, base=base, x_BSD=column[:, :, None]).take((~done).nonzero().squeeze(-1))
 
-    def run(self) -> Iterator[list[Answer]]:
+    def run(self) -> Iterator[list[ImageResult]]:
         return pooled(self.arrivals(), self.advance, Pool(K, self.size))
 
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from alit.metrics import pixel as metrics
+from alit.metrics import pixel
 
-ALL = {"l1": metrics.l1, "mse": metrics.mse, "psnr": metrics.psnr, "ssim": metrics.ssim}
+ALL = {"l1": pixel.l1, "mse": pixel.mse, "psnr": pixel.psnr, "ssim": pixel.ssim}
 
 
 def pair(height: int = 24, width: int = 20, noise: float = 0.2) -> tuple[Tensor, Tensor]:
@@ -43,23 +43,23 @@ def test_ssim_agrees_with_scikit_image(shape):
         mean, full = skimage.structural_similarity(x, y, channel_axis=0, full=True, **settings)
         expected.append(mean)
         interior.append(full[:, 5:-5, 5:-5].mean())
-    np.testing.assert_allclose(metrics.ssim(images, others).numpy(), expected, atol=2e-5)
+    np.testing.assert_allclose(pixel.ssim(images, others).numpy(), expected, atol=2e-5)
     np.testing.assert_allclose(expected, interior)
 
 
 def test_identical_images_are_at_no_distance():
     images, _ = pair()
-    assert torch.equal(metrics.l1(images, images), torch.zeros(5))
-    assert torch.equal(metrics.mse(images, images), torch.zeros(5))
-    assert torch.equal(metrics.psnr(images, images), torch.full((5,), torch.inf))
-    torch.testing.assert_close(metrics.ssim(images, images), torch.ones(5))
+    assert torch.equal(pixel.l1(images, images), torch.zeros(5))
+    assert torch.equal(pixel.mse(images, images), torch.zeros(5))
+    assert torch.equal(pixel.psnr(images, images), torch.full((5,), torch.inf))
+    torch.testing.assert_close(pixel.ssim(images, images), torch.ones(5))
 
 
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
 def test_ssim_of_flat_images_is_a_number(level):
     flat = torch.full((1, 3, 16, 16), level)
-    torch.testing.assert_close(metrics.ssim(flat, flat), torch.ones(1))
-    assert -1 <= metrics.ssim(flat, 1 - flat).item() <= 1
+    torch.testing.assert_close(pixel.ssim(flat, flat), torch.ones(1))
+    assert -1 <= pixel.ssim(flat, 1 - flat).item() <= 1
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -83,7 +83,7 @@ def test_pixels_beyond_the_range_count_unclamped(name):
 
 def test_the_window_of_ssim_shrinks_to_small_images():
     images, others = pair(6, 9)
-    scores = metrics.ssim(images, others)
+    scores = pixel.ssim(images, others)
     assert scores.shape == (5,)
     assert torch.isfinite(scores).all()
-    torch.testing.assert_close(metrics.ssim(images, images), torch.ones(5))
+    torch.testing.assert_close(pixel.ssim(images, images), torch.ones(5))

@@ -72,5 +72,5 @@ def test_a_state_saved_by_two_sharded_workers_goes_on_alone(pairs):
     trainer = worker_pairs.trainer_of("finetune")
     trainer.load_state_dict(state)
     assert trainer.step == STEPS
-    numbers = trainer.train_step(worker_pairs.Batch(worker_pairs.global_batch(STEPS)))
+    numbers = trainer.train_step(worker_pairs.TrainingBatch(worker_pairs.global_batch(STEPS)))
     assert torch.isfinite(numbers["loss"])

@@ -26,7 +26,7 @@ from alit.training.loop import endless, train
 from alit.training.objectives import DistillObjective, Losses, objective_for
 from alit.training.recipes import RECIPES, BaseRecipe, DistillRecipe, FinetuneRecipe, Recipe, recipe_from
 from alit.training.revival import CodeRevival
-from alit.training.trainer import Batch, Trainer
+from alit.training.trainer import Trainer, TrainingBatch
 from alit.weights import load_weights
 from jobs.storage.path import parse_uri
 from jobs.training.checkpoints import Checkpoints
@@ -72,8 +72,8 @@ def trainer_of(recipe: Recipe, seed: int = 0, config: AlitConfig = TINY) -> Trai
     return Trainer(model, objective_for(model, recipe), recipe)
 
 
-def batch() -> Batch:
-    return Batch(images_u8(), [f"photo {i}" for i in range(8)])
+def batch() -> TrainingBatch:
+    return TrainingBatch(images_u8(), [f"photo {i}" for i in range(8)])
 
 
 def losses_of(trainer: Trainer, steps: int) -> list[float]:
@@ -362,9 +362,9 @@ def run_of(folder: Path, recipe: Recipe, said: list[Any] | None = None, **change
     return RunFolder(parse_uri(str(folder)), settings(recipe, **changes), held_out=held_out, tell=tell)
 
 
-def batches(first: int) -> Iterator[Batch]:
+def batches(first: int) -> Iterator[TrainingBatch]:
     for step in range(first, 1000):
-        yield Batch(
+        yield TrainingBatch(
             torch.randint(256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(step))
         )
 
@@ -390,7 +390,7 @@ def test_a_run_that_was_killed_ends_bitwise_as_an_undisturbed_one(tmp_path, reci
     run.resume(undisturbed)
     train(undisturbed, batches(0), run)
 
-    def killed() -> Iterator[Batch]:
+    def killed() -> Iterator[TrainingBatch]:
         yield from islice(batches(0), 3)
         raise KeyboardInterrupt
 
@@ -444,7 +444,7 @@ def test_images_that_cannot_be_decoded_are_told_of_once_and_kept_in_a_file(tmp_p
     trainer, said = trainer_of(recipe), []
     run = run_of(tmp_path, recipe, said)
     run.resume(trainer)
-    bad = Batch(images_u8(), ["a"] * 8, [("b.jpg", "truncated", "the file ends too early")])
+    bad = TrainingBatch(images_u8(), ["a"] * 8, [("b.jpg", "truncated", "the file ends too early")])
     train(trainer, run.without_rejects(iter([bad] * 3)), run)
     assert json.loads((tmp_path / "rejects.jsonl").read_text()) == {
         "id": "b.jpg", "reason": "truncated", "message": "the file ends too early",

@@ -24,7 +24,7 @@ from small_models import TINY
 
 from alit.errors import AlitError
 from alit.images.encode import encode_image, to_uint8
-from alit.metrics import pixel as metrics
+from alit.metrics import pixel
 from alit.metrics.fid import Moments, frechet_distance
 from alit.metrics.lpips import Perceptual
 from alit.model.config import AlitConfig, KLConfig
@@ -194,13 +194,13 @@ def test_an_evaluation_agrees_with_the_models_own_answers(rulers, result):
         with torch.inference_mode():
             unclamped = rulers.model.reconstruct(rulers.model.to_codes(tokens))
         assert code.quality.l1 == pytest.approx(float((unclamped - x).abs().mean()), abs=1e-6)
-        assert code.quality.psnr == pytest.approx(float(metrics.psnr(x, unclamped.clamp(0, 1)).mean()), abs=1e-4)
+        assert code.quality.psnr == pytest.approx(float(pixel.psnr(x, unclamped.clamp(0, 1)).mean()), abs=1e-4)
         assert code.codes_used == pytest.approx(perplexity(tokens.numpy(), 64))
         assert code.bits_per_pixel == code.tokens * 6 / 16**2
     for before, after in pairwise(result.lengths):
         assert after.change.mean == pytest.approx(after.quality.l1 - before.quality.l1, abs=1e-6)
         assert after.change.low <= after.change.mean <= after.change.high
-    assert result.mean_color.l1 == pytest.approx(float(metrics.l1(x, mean_color(x)).mean()), abs=1e-6)
+    assert result.mean_color.l1 == pytest.approx(float(pixel.l1(x, mean_color(x)).mean()), abs=1e-6)
     assert result.base.tokens == 64
     assert result.base.bits_per_pixel == 64 * 5 / 16**2
     for row in result.adaptive:

@@ -25,7 +25,7 @@ from alit.errors import TrainingError
 from alit.images.decode import decode_image
 from alit.images.formats import ImageError, Limits
 from alit.training.data import Order, crop_randomness, random_crop
-from alit.training.trainer import Batch
+from alit.training.trainer import TrainingBatch
 from jobs.runtime.session import ray_session as session_of_jobs
 from jobs.sources.open import make_plan
 from jobs.sources.read import read_rows
@@ -84,20 +84,20 @@ def feed_of(source: Path | str, batch_size: int = 4, seed: int = 3, **options: o
     return make_feed(str(source), size=SIZE, batch_size=batch_size, seed=seed, **options)
 
 
-def same(one: Batch, other: Batch) -> bool:
+def same(one: TrainingBatch, other: TrainingBatch) -> bool:
     return torch.equal(one.images, other.images) and one[1:] == other[1:]
 
 
-def assert_same(some: list[Batch], others: list[Batch]) -> None:
+def assert_same(some: list[TrainingBatch], others: list[TrainingBatch]) -> None:
     assert len(some) == len(others)
     assert all(map(same, some, others))
 
 
-def joined(shares: tuple[Batch, ...]) -> Batch:
+def joined(shares: tuple[TrainingBatch, ...]) -> TrainingBatch:
     """The batch that several workers' shares are, in the order of their ranks."""
     images = torch.cat([share.images for share in shares])
     ids, rejects = (list(chain.from_iterable(lists)) for lists in zip(*(share[1:] for share in shares), strict=True))
-    return Batch(images, ids, rejects)
+    return TrainingBatch(images, ids, rejects)
 
 
 # -------------------------------------------------------------------- order
@@ -117,7 +117,7 @@ def order_of(given: tuple[list[int], int, int, int]) -> Order:
 
 
 def steps_of(order: Order, first: int, last: int) -> list[list[int]]:
-    images = np.concatenate([order.images(part) for part in order.parts(first, last)])
+    images = np.concatenate([order.images(part) for part in order.step_ranges(first, last)])
     return images.reshape(last - first, order.batch_size).tolist()
 
 
@@ -154,7 +154,7 @@ def test_epochs_and_seeds_differ_and_every_image_is_shown_in_time(slices):
 
 def test_a_chunk_mixes_few_slices_whose_images_stay_together():
     order = order_of(([4] * 100, 2, 12, 0))
-    for part in order.parts(0, order.steps_per_epoch):
+    for part in order.step_ranges(0, order.steps_per_epoch):
         images = order.images(part)
         assert len(images) == 12 or part.last == order.steps_per_epoch
         assert len(set(images // 4)) <= 4
@@ -404,7 +404,7 @@ def test_rows_that_are_late_missing_or_anothers_are_a_sentence(tmp_path, monkeyp
     feed = feed_of(folder_of(tmp_path / "in", [picture(i) for i in range(8)]))
     tasks = jobs.training.ray_feed._tasks(feed, 0, 2)
 
-    def batches(rows: Rows) -> list[Batch]:
+    def batches(rows: Rows) -> list[TrainingBatch]:
         return list(jobs.training.ray_feed.read_share(rows, feed, tasks, worker=0, workers=1))
 
     cropped = [jobs.training.ray_feed.Cropped(np.zeros((4, SIZE, SIZE, 3), np.uint8), list("abcd"), [])]
@@ -441,7 +441,7 @@ def test_rays_batches_are_those_without_ray(tmp_path, monkeypatch):
     with session_of_jobs():
         tasks = jobs.training.ray_feed._tasks(feed, 3, 14)
         shares = jobs.training.ray_feed.ray_shares(feed, tasks, 2)
-        found: list[list[Batch]] = [[], []]
+        found: list[list[TrainingBatch]] = [[], []]
 
         def consume(worker: int) -> None:
             found[worker] += jobs.training.ray_feed.read_share(shares[worker], feed, tasks, worker=worker, workers=2)
