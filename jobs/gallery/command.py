@@ -7,6 +7,10 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from jobs.gallery.options import ShowOptions
+
+DEFAULTS = ShowOptions()
+
 
 def show(
     dataset: Positional[Annotated[str, arg(metavar="DATASET")]],
@@ -14,33 +18,19 @@ def show(
     page: Positional[Annotated[Path, arg(metavar="PAGE")]],
     /,
     *,
-    weights: str | None = None,
-    pictures: int = 48,
-    image_column: str = "image",
-    id_column: str | None = None,
+    options: Annotated[ShowOptions, arg(name="")] = DEFAULTS,
 ) -> None:
-    """Draw a web page of a token dataset: photographs beside what every length makes of them.
+    """Draw a web page of a token dataset: images beside their reconstructions from every length.
 
     Example: alit show tokens/ photos/ page.html
 
     Args:
         dataset: A finished token dataset.
         source: The input that it was made from.
-        page: The HTML file to write; it holds everything and needs no network.
-        weights: The weights folder that made the dataset; the packaged one when not given.
-        pictures: Photographs to show at most.
-        image_column: As for tokenize.
-        id_column: As for tokenize.
+        page: The HTML file to write; it is self-contained and needs no network.
+        options: See `ShowOptions`.
     """
     from jobs.gallery import job
 
-    shown = job.show(
-        dataset,
-        source,
-        page,
-        weights=weights,
-        pictures=pictures,
-        image_column=image_column,
-        id_column=id_column,
-    )
+    shown = job.show(dataset, source, page, options)
     print(f"{page}: {shown} photographs")

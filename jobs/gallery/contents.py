@@ -1,4 +1,4 @@
-"""What the page shows."""
+"""The data of the page: facts about a token dataset, and the images to show."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from alit.encoding.criteria import criterion_name
-
-_MEASURES = {
+CRITERION_DESCRIPTIONS = {
     "l1": "mean absolute error of the pixels",
     "mse": "mean squared error of the pixels",
     "psnr": "peak signal-to-noise ratio in decibels",
@@ -19,20 +17,20 @@ _MEASURES = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Picture:
-    """One tokenized photograph.
+class GalleryImage:
+    """One tokenized image with its reconstruction from every length.
 
     Attributes:
-        id: its name in the dataset; any text.
-        original: the photograph at the model's size, encoded (PNG, WebP or JPEG).
-        reconstructions: what each length decodes to, encoded, shortest first.
-        lengths: tokens of each reconstruction, increasing.
-        scores: the criterion's value at each length, in its natural unit; empty where there is none (`fixed`).
-            None, NaN and infinities are shown as such and left out of the curve.
-        chosen: index into `lengths`.
-        satisfied: whether the threshold was met.
-        width: of the source file, in pixels.
-        height: of the source file, in pixels.
+        id: The image's id in the dataset; any text.
+        original: The image at the model's size, encoded as PNG, WebP or JPEG.
+        reconstructions: One encoded image per length, shortest first.
+        lengths: The number of tokens of each reconstruction, increasing.
+        scores: The criterion's value at each length, in its natural unit; empty where there is none (`fixed`).
+            None, NaN and infinities are labelled as such and left out of the curve.
+        chosen: Index of the chosen length in `lengths`.
+        satisfied: Whether the threshold was met.
+        width: Width of the source file, in pixels.
+        height: Height of the source file, in pixels.
     """
 
     id: str
@@ -57,30 +55,35 @@ class Picture:
         if not 0 <= self.chosen < count:
             raise ValueError(f"chosen must be an index into {count} lengths, got {self.chosen}")
 
+    @property
+    def tokens(self) -> int:
+        """The chosen length."""
+        return self.lengths[self.chosen]
+
     def score(self, index: int) -> float | None:
-        """The finite or infinite score at that length, or None."""
+        """Returns the score at the length with that index, finite or infinite; None where there is none."""
         value = self.scores[index] if self.scores else None
         return None if value is None or math.isnan(value) else float(value)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Summary:
-    """What the head of the page says about the whole dataset.
+class DatasetSummary:
+    """Facts about the whole dataset, for the head of the page.
 
     Attributes:
-        title: the page's headline.
-        criterion: how it is written, such as `l1:0.05`.
-        higher_is_better: whether scores satisfy at or above the threshold instead of at or below it.
-        threshold: None for `fixed`.
-        images: how many were tokenized.
-        rejects: how many could not be.
-        mean_tokens: tokens per image.
-        histogram: tokens per image -> how many images.
-        bits_per_token: base-2 logarithm of the codebook's size.
-        images_per_second: of the run.
-        fingerprint: of the model's weights.
-        dataset: where the dataset lies.
-        facts: further lines, label -> value.
+        title: The page's heading.
+        criterion: The criterion as written on the command line, such as `l1:0.05`.
+        higher_is_better: Whether scores satisfy at or above the threshold instead of at or below it.
+        threshold: The criterion's threshold; None or NaN for `fixed`, which has none.
+        images: Number of tokenized images.
+        rejects: Number of images that could not be tokenized.
+        mean_tokens: Mean number of tokens per image.
+        histogram: Number of images by number of tokens.
+        bits_per_token: Base-2 logarithm of the codebook's size.
+        images_per_second: Throughput of the run; NaN where unknown.
+        fingerprint: Fingerprint of the model's weights.
+        dataset: Path or URI of the dataset.
+        facts: Further lines, value by label.
     """
 
     title: str
@@ -99,10 +102,10 @@ class Summary:
 
     @property
     def limit(self) -> float | None:
-        """The threshold, None where there is none; `alit.selection` writes NaN there."""
+        """The threshold, None for a criterion without one (whose threshold may be NaN)."""
         return None if self.threshold is None or math.isnan(self.threshold) else self.threshold
 
     @property
     def measure(self) -> str:
         """The criterion's name without its threshold."""
-        return criterion_name(self.criterion)
+        return self.criterion.partition(":")[0]

@@ -22,6 +22,7 @@ from jobs.benchmarks.tokenization import bare_loop
 from jobs.dataset.folder import Totals, finish
 from jobs.dataset.plan import write_plan
 from jobs.gallery.job import show
+from jobs.gallery.options import ShowOptions
 from jobs.sources.open import make_plan, open_input
 from jobs.storage.path import parse_uri
 from jobs.tokenization.shard import Job, decoded_batches, tokenize_shard
@@ -68,7 +69,7 @@ def tokenized(photographs, weights, folder, criterion):
 def test_show_draws_every_photograph_at_every_length(photographs, weights, tmp_path, criterion):
     (photographs / "broken.jpg").write_bytes(b"not a picture")
     tokenized(photographs, weights, tmp_path / "tokens", criterion)
-    shown = show(str(tmp_path / "tokens"), str(photographs), tmp_path / "page.html", weights=str(weights))
+    shown = show(str(tmp_path / "tokens"), str(photographs), tmp_path / "page.html", ShowOptions(weights=str(weights)))
     page = (tmp_path / "page.html").read_text()
     assert shown == 12
     assert all(f"{i:02d}.png" in page for i in range(12))
@@ -80,12 +81,17 @@ def test_show_refuses_other_weights_and_another_input(photographs, weights, tmp_
     torch.manual_seed(1)
     save_weights(tmp_path / "other", Alit(config()), provenance={})
     with pytest.raises(AlitError, match="was tokenized with the weights"):
-        show(str(tmp_path / "tokens"), str(photographs), tmp_path / "page.html", weights=str(tmp_path / "other"))
+        show(
+            str(tmp_path / "tokens"),
+            str(photographs),
+            tmp_path / "page.html",
+            ShowOptions(weights=str(tmp_path / "other")),
+        )
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "stranger.png").write_bytes((photographs / "00.png").read_bytes())
     with pytest.raises(AlitError, match="no image of"):
-        show(str(tmp_path / "tokens"), str(elsewhere), tmp_path / "page.html", weights=str(weights))
+        show(str(tmp_path / "tokens"), str(elsewhere), tmp_path / "page.html", ShowOptions(weights=str(weights)))
     assert not (tmp_path / "page.html").exists()
 
 

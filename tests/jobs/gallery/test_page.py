@@ -1,4 +1,4 @@
-"""Promises of jobs.page, on pages parsed as a browser would: tags balanced, attributes decoded."""
+"""Promises of jobs.gallery.page, on pages parsed as a browser would: tags balanced, attributes decoded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jobs.gallery.contents import Picture, Summary
+from jobs.gallery.contents import GalleryImage, DatasetSummary
 from jobs.gallery.page import render
 
 LENGTHS = (16, 32, 48, 64)
@@ -71,7 +71,7 @@ def image(shade: int, kind: str = "PNG") -> bytes:
 
 
 def picture(name: str = "kite.jpg", scores: tuple[float | None, ...] = SCORES, chosen: int = 2, satisfied: bool = True):
-    return Picture(
+    return GalleryImage(
         id=name,
         original=image(200),
         reconstructions=tuple(image(20 * k) for k in range(len(LENGTHS))),
@@ -84,7 +84,7 @@ def picture(name: str = "kite.jpg", scores: tuple[float | None, ...] = SCORES, c
     )
 
 
-def summary(**changes: object) -> Summary:
+def summary(**changes: object) -> DatasetSummary:
     values = {
         "title": "Photographs",
         "criterion": "l1:0.05",
@@ -100,7 +100,7 @@ def summary(**changes: object) -> Summary:
         "dataset": "s3://bucket/tokens",
         "facts": {"machine": "2 cores"},
     }
-    return Summary(**(values | changes))  # type: ignore[arg-type]
+    return DatasetSummary(**(values | changes))  # type: ignore[arg-type]
 
 
 def test_one_page_with_all_that_was_measured() -> None:
@@ -150,7 +150,7 @@ def test_every_image_is_described_and_whole() -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "WebP", "JPEG"])
 def test_says_what_its_images_are(kind: str) -> None:
-    one = Picture(
+    one = GalleryImage(
         id="a",
         original=image(1, kind),
         reconstructions=(image(2, kind),),
@@ -165,7 +165,7 @@ def test_says_what_its_images_are(kind: str) -> None:
 
 
 def test_refuses_other_bytes() -> None:
-    one = Picture(
+    one = GalleryImage(
         id="a",
         original=b"GIF89a",
         reconstructions=(image(2),),
@@ -192,8 +192,8 @@ def test_marks_the_chosen_length_once(chosen: int) -> None:
 
 def test_text_stays_text() -> None:
     clean = NASTY.replace("\ud800", "\ufffd").replace("\x00", "\ufffd")
-    told = summary(title=NASTY, criterion=NASTY, fingerprint=NASTY, dataset=NASTY, facts={NASTY: NASTY})
-    source = render(told, [picture(NASTY)], [(NASTY, NASTY, NASTY)])
+    facts = summary(title=NASTY, criterion=NASTY, fingerprint=NASTY, dataset=NASTY, facts={NASTY: NASTY})
+    source = render(facts, [picture(NASTY)], [(NASTY, NASTY, NASTY)])
     page = Page(source)
     assert page.text("h1") == page.text("title")[:1] == [clean]
     assert page.text("bdi") == [clean, clean]
@@ -211,8 +211,8 @@ def test_text_stays_text() -> None:
     chosen=st.integers(0, 3),
 )
 def test_any_name_and_scores_make_a_page(name, scores, threshold, higher, chosen) -> None:
-    told = summary(threshold=threshold, higher_is_better=higher)
-    page = Page(render(told, [picture(name, scores=tuple(scores), chosen=chosen)], [(name, "empty", name)]))
+    facts = summary(threshold=threshold, higher_is_better=higher)
+    page = Page(render(facts, [picture(name, scores=tuple(scores), chosen=chosen)], [(name, "empty", name)]))
     numbers = [
         value for tag, a in page.tags if tag in SVG_LEAVES for key, value in a.items() if key in ("cx", "cy", "y", "y1")
     ]
@@ -228,8 +228,8 @@ def test_scores_that_are_no_numbers() -> None:
 
 
 def test_fixed_lengths_have_no_scores() -> None:
-    told = summary(criterion="fixed:48", threshold=None, histogram={48: 1234})
-    page = Page(render(told, [picture(scores=(), satisfied=False)]))
+    facts = summary(criterion="fixed:48", threshold=None, histogram={48: 1234})
+    page = Page(render(facts, [picture(scores=(), satisfied=False)]))
     assert "fixed:48" in page.visible
     assert page.text("strong") == ["chosen"]
     assert page.all("circle") == []
@@ -318,6 +318,6 @@ def test_same_arguments_same_page() -> None:
 )
 def test_refuses_pictures_that_do_not_add_up(changes: dict[str, object], told: str) -> None:
     one = picture()
-    values = {name: getattr(one, name) for name in Picture.__dataclass_fields__}
+    values = {name: getattr(one, name) for name in GalleryImage.__dataclass_fields__}
     with pytest.raises(ValueError, match=told):
-        Picture(**(values | changes))
+        GalleryImage(**(values | changes))
