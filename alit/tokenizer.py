@@ -1,60 +1,47 @@
-"""Alit: images in, adaptive-length tokens out, and back.
+"""Alit: images to adaptive-length tokens, and back.
 
-Shapes: B batch, C code width, G base tokens, n latents per iteration, N latents, K iterations, S sequence, D width,
-O prediction width.
+Shapes: B batch, C code width, G base tokens, g base tokens along one side, N latents, K iterations, S sequence,
+D width, O prediction width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from alit.encoding.criteria import Candidate, Criterion, parse
-from alit.encoding.pool import Pool, State, pooled
-from alit.encoding.results import Encoded, ImageResult
+from alit.encoding.pool import Pool, RolloutState, pooled
+from alit.encoding.results import Encoded, ImageResult, RolloutStep
+from alit.encoding.tokens import Tokens, check_tokens
 from alit.model.base import BaseTokens
-from alit.model.codebook import LatentCodebook, Quantized
+from alit.model.codebook import LatentCodebook
 from alit.model.config import AlitConfig, KLConfig, VQGANConfig
 from alit.model.distillation import LatentDecoder, LatentEncoder, initialize
+from alit.model.halting import fixed_noise, halting_mask
 from alit.model.kl import KL
 from alit.model.vqgan import VQGAN
+from alit.validation import require_range
 
 Images = UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]
-
-
 Batches = Iterable[UInt8[Tensor, "_ 3 H W"] | Float[Tensor, "_ 3 H W"]]
 
 
-Ids = Tensor | np.ndarray | Sequence[int]
-
-
-class Step(NamedTuple):
-    """One iteration of a full rollout, every image still in it."""
-
-    latents_BND: Tensor
-    codes_BNC: Tensor
-    """What the latent decoder reads: unit codebook rows, or continuous codes."""
-    ids_BN: Tensor | None
-    unquantized_BNC: Tensor
-    """The codes as the encoder gives them."""
-    quantizer_loss: Tensor
-    predictions_BGO: Tensor | None
-    """The latent decoder's output, where it was asked for or halting needed it."""
-
-
 class Alit(nn.Module):
-    """The adaptive-length image tokenizer.
+    """The adaptive-length image tokenizer of arXiv 2411.02393.
 
-    Inference methods (`encode`, `encode_batches`, `encode_all`, `decode`, `attention_maps`) record no gradients, draw
-    no random numbers and give each image the answer it would get alone. `rollout` is the differentiable path that
-    training takes.
+    The inference methods (`encode`, `encode_batches`, `encode_each`, `encode_all`, `decode`, `attention_maps`) record
+    no gradients, draw no random numbers and give each image the result that it would get alone. `rollout` is the
+    differentiable path for training.
+
+    Args:
+        config: The architecture; all weights start at random values.
     """
+
+    halting_KG: Tensor
 
     def __init__(self, config: AlitConfig) -> None:
         super().__init__()
@@ -69,12 +56,10 @@ class Alit(nn.Module):
         self.reset_buffers()
 
     def reset_buffers(self) -> None:
-        """Makes what is not stored: the fixed noise of sampled halting, uniform in [0, 1), [K, G]."""
-        noise = torch.Generator("cpu").manual_seed(self.config.halting_seed)
-        shape = (self.config.iterations, self.config.grid**2) if self.config.halting == "sampled" else (0,)
-        self.halting_KG = torch.rand(*shape, generator=noise, device="cpu").to(self.encoder.positions.device)
+        """Recomputes the buffer that weights files do not store: the fixed noise of sampled halting, [K, G]."""
+        self.halting_KG = fixed_noise(self.config).to(self.encoder.positions.device)
 
-    # ---------------------------------------------------------------- the parts of one iteration
+    # ---------------------------------------------------------------- steps of one iteration
 
     def _prepare(self, images: Images) -> Float[Tensor, "B 3 H W"]:
         size = self.config.image_size
@@ -87,39 +72,31 @@ class Alit(nn.Module):
             raise ValueError(f"images must be uint8 or floats in [0, 1], got {images.dtype}")
         return images.to(weight.device, weight.dtype)
 
-    def _quantize(self, codes_BNC: Tensor, strength: float = 1.0) -> Quantized | None:
-        return self.codebook(codes_BNC, strength) if self.codebook is not None else None
-
-    def _pixels(self, predictions_BGO: Tensor) -> Tensor:
-        return self.base.decode(self.base.predicted(predictions_BGO, self.config.mixing))
-
-    def _halted(
-        self, predictions_BGO: Tensor, ids_BG: Tensor, iteration: int, noise_KBG: Tensor | None = None
+    def _halt(
+        self, x_BSD: Tensor, base: BaseTokens, predictions_BGO: Tensor, iteration: int, noise: Tensor | None = None
     ) -> Tensor:
-        """Which base tokens are predicted well enough to be masked from now on, bool [B, G]."""
-        probability_BG = predictions_BGO.softmax(-1).gather(-1, ids_BG.unsqueeze(-1)).squeeze(-1)
-        halted_BG = probability_BG >= self.config.halting_threshold
-        if self.config.halting == "sampled":
-            noise = self.halting_KG if noise_KBG is None else noise_KBG
-            halted_BG &= noise[iteration] < probability_BG
-        return halted_BG
-
-    def _grow(self, x_BSD: Tensor, iteration: int, halted_BG: Tensor | None) -> Tensor:
-        return self.encoder.grow(x_BSD if halted_BG is None else self.encoder.mask(x_BSD, halted_BG), iteration)
+        """Masks the base tokens that are predicted well enough after an iteration."""
+        assert base.ids_BG is not None, "the config allows halting with a discrete base only"
+        noise = self.halting_KG if noise is None else noise
+        halted_BG = halting_mask(predictions_BGO, base.ids_BG, noise, iteration, self.config)
+        return self.encoder.mask(x_BSD, halted_BG)
 
     # ---------------------------------------------------------------- encoding
 
     def encode(self, images: Images, criterion: Criterion | str | None = None) -> Encoded:
         """Encodes each image with as many tokens as it needs.
 
-        Iterations run on the images that still need more; the others leave the batch, with all their state.
+        Each iteration runs only on the images that need more tokens; the others leave the batch.
 
         Args:
             images: [B, 3, H, W] at the model's size, uint8 or floats in [0, 1].
-            criterion: `name:threshold` or a parsed one; the config's default when None.
+            criterion: `name:threshold` or a parsed criterion; the config's default when None.
+
+        Returns:
+            The tokens, on the CPU.
 
         Raises:
-            ValueError: images of another shape or type, or a criterion that the model cannot follow.
+            ValueError: The images have another shape or type, or the model cannot follow the criterion.
         """
         (encoded,) = self.encode_batches([images], criterion)
         return encoded
@@ -127,74 +104,73 @@ class Alit(nn.Module):
     def encode_batches(
         self, batches: Batches, criterion: Criterion | str | None = None, batch_size: int | None = None
     ) -> Iterator[Encoded]:
-        """Encodes a stream of batches, in which images of several batches share the iterations that they still need.
+        """Encodes a stream of batches; images of several batches share iterations.
 
-        Every iteration runs on exactly `batch_size` images, fewer only at the end of the stream, and the next batch is
-        pulled when no iteration has that many. The same batches give the same bits again; in other batches the tokens
-        are the same within rounding, as with `encode`.
+        Every iteration runs on exactly `batch_size` images, on fewer only at the end of the stream, and the next batch
+        is pulled only when fewer than that wait for each iteration. The same batches give the same bits again; split
+        into other batches, images get the same tokens within rounding, as with `encode`.
 
         Args:
-            batches: each [B, 3, H, W] as `encode` takes them, of any sizes, empty ones too; images may wait, so that a
-                batch must not change before it is answered.
-            criterion: `name:threshold` or a parsed one; the config's default when None.
-            batch_size: how many images run together; as many as the first batch that is not empty has when None.
+            batches: Each [B, 3, H, W] as in `encode`, of any size, empty ones too. Images may wait, so a batch must
+                not change before its result is returned.
+            criterion: `name:threshold` or a parsed criterion; the config's default when None.
+            batch_size: The number of images per iteration; the size of the first batch that is not empty when None.
 
         Returns:
-            One `Encoded` per batch, in order, each as soon as its last image is done and the earlier ones are out. When
-            a batch is pulled, fewer than K * batch_size images wait on the device. An image may wait for the end of the
-            stream where few others need as many tokens, and the results of later batches wait with it, on the CPU.
+            One `Encoded` per batch, in order, each as soon as its last image and all earlier batches are done. When a
+            batch is pulled, fewer than K * batch_size images wait on the device. An image may wait for the end of the
+            stream where few others need as many tokens; the results of later batches wait with it, on the CPU.
 
         Raises:
-            ValueError: a `batch_size` below 1 or a criterion that the model cannot follow, at once; images of another
-                shape or type, when their batch is pulled.
+            ValueError: At once if `batch_size` is below 1 or the model cannot follow the criterion; when a batch is
+                pulled if its images have another shape or type.
         """
         if not isinstance(criterion, Criterion):
             criterion = parse(criterion or self.config.criterion)
         criterion.check(self.config)
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        arrivals = (State.of(self._prepare(images), criterion) for images in batches)
-        every = pooled(arrivals, self._advance, Pool(self.config.iterations, batch_size))
-        return (Encoded.of(answers, self.config) for answers in every)
+        require_range("batch_size", batch_size, 1, error=ValueError)
+        arrivals = (RolloutState.start(self._prepare(images), criterion) for images in batches)
+        completed = pooled(arrivals, self._advance, Pool(self.config.iterations, batch_size))
+        return (Encoded.join(results, self.config) for results in completed)
 
     def encode_each(
-        self, images: Images, criteria: Sequence[Criterion], most: Sequence[int | None] | None = None
+        self, images: Images, criteria: Sequence[Criterion], max_tokens: Sequence[int | None] | None = None
     ) -> Iterator[list[tuple[int, ImageResult]]]:
-        """Encodes images under criteria of their own in one rollout; what is done is answered at once.
+        """Encodes images in one rollout, each under its own criterion.
 
         Args:
-            images: [B, 3, H, W] as `encode` takes them.
-            criteria: one per image.
-            most: the longest code that each may get, whatever its criterion says; None for the model's longest.
+            images: [B, 3, H, W] as in `encode`.
+            criteria: One per image.
+            max_tokens: The longest code that each image may get, whatever its criterion; None for the model's longest.
 
         Returns:
-            After every iteration the images that are done, by their numbers in the batch.
+            After every iteration, the images that it completed, with their indices in the batch.
 
         Raises:
-            ValueError: images of another shape or type, or a criterion or length that the model does not have.
+            ValueError: The images have another shape or type, or the model lacks a criterion or a length.
         """
         for criterion in dict.fromkeys(criteria):
             criterion.check(self.config)
-        longest = [length or self.config.max_tokens for length in most or [None] * len(criteria)]
-        if strange := set(longest).difference(self.config.lengths):
+        limits = [limit or self.config.max_tokens for limit in max_tokens or [None] * len(criteria)]
+        if unknown := set(limits).difference(self.config.lengths):
             choices = ", ".join(map(str, self.config.lengths))
-            raise ValueError(f"this model gives {choices} tokens, not {min(strange)}")
-        answers = [ImageResult(criterion=c, most=n) for c, n in zip(criteria, longest, strict=True)]
-        numbers = {id(answer): number for number, answer in enumerate(answers)}
-        state: State | None = State(answers=answers, images=self._prepare(images)) if answers else None
+            raise ValueError(f"this model gives {choices} tokens, not {min(unknown)}")
+        results = [ImageResult(criterion=c, max_tokens=n) for c, n in zip(criteria, limits, strict=True)]
+        indices = {id(result): index for index, result in enumerate(results)}
+        state = RolloutState(results=results, images=self._prepare(images)) if results else None
 
-        def rounds(state: State | None) -> Iterator[list[tuple[int, ImageResult]]]:
+        def rounds(state: RolloutState | None) -> Iterator[list[tuple[int, ImageResult]]]:
             iteration = 0
             while state is not None:
-                before = state.answers
+                running = state.results
                 state, iteration = self._advance(state, iteration), iteration + 1
-                yield [(numbers[id(answer)], answer) for answer in before if answer.tokens is not None]
+                yield [(indices[id(result)], result) for result in running if result.tokens is not None]
 
         return rounds(state)
 
     @torch.inference_mode()
-    def _advance(self, state: State, iteration: int) -> State | None:
-        """Runs one iteration; answers the images that are done and returns the others, None where there are none."""
+    def _advance(self, state: RolloutState, iteration: int) -> RolloutState | None:
+        """Runs one iteration, fills in the results that it completes, and returns the other images; None if none."""
         length, images, base, x_BSD = self.config.lengths[iteration], state.images, state.base, state.x_BSD
         if base is None or x_BSD is None:
             base = self.base.encode(images)
@@ -206,30 +182,20 @@ class Alit(nn.Module):
         if self.codebook is not None:
             tokens_BN = self.codebook.ids(tokens_BN)
         candidate = self._candidate(images, base, tokens_BN)
-        good_B = torch.zeros(len(state), dtype=torch.bool)
-        for criterion, rows in state.by_criterion():
-            here = slice(None) if rows is None else rows
-            if criterion.measure is None:
-                good_B[here] = length == criterion.length
-                continue
+
+        def candidate_of(rows: Int[Tensor, "_"] | None) -> Candidate:
             if rows is None:
-                score_B = criterion.score(candidate)
-            else:
-                device_rows = rows.to(images.device)
-                score_B = criterion.score(
-                    self._candidate(images[device_rows], base.take(device_rows), tokens_BN[device_rows])
-                )
-            assert score_B is not None
-            score_B = score_B.cpu()
-            good_B[here] = criterion.satisfied(score_B)
-            state.record(score_B, rows)
-        done_B = good_B | state.may_end_at(length, self.config.max_tokens)
-        state.finish(done_B, tokens_BN, good_B)
+                return candidate
+            rows = rows.to(images.device)
+            return self._candidate(images[rows], base.take(rows), tokens_BN[rows])
+
+        satisfied_B = state.score(length, candidate_of)
+        done_B = satisfied_B | state.at_limit(length, self.config.max_tokens)
+        state.finish(done_B, tokens_BN, satisfied_B)
         if done_B.all():
             return None
-        if self.config.halting != "off":  # of the done ones too: the model only ever sees whole slices
-            assert base.ids_BG is not None
-            x_BSD = self.encoder.mask(x_BSD, self._halted(candidate.predictions, base.ids_BG, iteration))
+        if self.config.halting != "off":  # on completed images too, so that the model only ever runs on whole slices
+            x_BSD = self._halt(x_BSD, base, candidate.predictions, iteration)
         return replace(state, base=base, x_BSD=x_BSD).take((~done_B).nonzero().squeeze(-1))
 
     def _candidate(self, images: Tensor, base: BaseTokens, tokens_BN: Tensor) -> Candidate:
@@ -243,9 +209,20 @@ class Alit(nn.Module):
 
     @torch.inference_mode()
     def encode_all(self, images: Images) -> tuple[Tensor, ...]:
-        """The tokens of every length at once, shortest first: ids [B, N] (codes [B, N, C] for continuous latents)."""
+        """Returns the tokens of every length, shortest first: ids [B, N], or codes [B, N, C] of continuous latents."""
         steps = self.rollout(self._prepare(images))
         return tuple((step.codes_BNC if step.ids_BN is None else step.ids_BN).cpu() for step in steps)
+
+    @torch.inference_mode()
+    def attention_maps(self, images: Images) -> tuple[Float[Tensor, "B N g g"], ...]:
+        """Returns each latent's attention over the base grid at every iteration, on the CPU.
+
+        Maps are means over the encoder's blocks and heads, and sum to 1.
+        """
+        steps = self.rollout(self._prepare(images), attention=True)
+        shares = (step.attention_BNG for step in steps)
+        grid = (self.config.grid, self.config.grid)
+        return tuple(share.unflatten(-1, grid).cpu() for share in shares if share is not None)
 
     def rollout(
         self,
@@ -256,125 +233,83 @@ class Alit(nn.Module):
         predict: Sequence[int] = (),
         halting_noise: Float[Tensor, "K B G"] | None = None,
         strength: float = 1.0,
-    ) -> Iterator[Step]:
-        """Runs iterations over the whole batch, one `Step` each, with gradients where they are enabled.
+        attention: bool = False,
+    ) -> Iterator[RolloutStep]:
+        """Runs iterations on the whole batch, one `RolloutStep` each, with gradients where they are enabled.
 
         Args:
-            images: floats in [0, 1] at the model's size.
-            base: their base tokens, where they are already known.
-            iterations: how many; all by default.
-            predict: the iterations (0, 1, ...) for which the latent decoder is wanted.
-            halting_noise: uniform in [0, 1), of each image (training); the config's fixed noise when None.
-            strength: how far codes are quantized, see `LatentCodebook.forward`.
+            images: Floats in [0, 1] at the model's size.
+            base: The images' base tokens, where they are already known.
+            iterations: The number of iterations; all by default.
+            predict: The iterations (0, 1, ...) at which to run the latent decoder.
+            halting_noise: Uniform in [0, 1), for each image (training); the config's fixed noise when None.
+            strength: The degree of quantization, see `LatentCodebook.forward`.
+            attention: Also return the attention of latents to base tokens.
+
+        Yields:
+            The state after each iteration.
         """
         if base is None:
             base = self.base.encode(images)
         count = iterations or self.config.iterations
         x_BSD = self.encoder.begin(images, base.latents_BDhw)
         for k in range(count):
-            x_BSD = self.encoder.iterate(x_BSD)
+            x_BSD, attention_BNG = self.encoder.attention(x_BSD) if attention else (self.encoder.iterate(x_BSD), None)
             latents_BND = self.encoder.latents(x_BSD)
             codes_BNC = unquantized_BNC = self.encoder.codes(latents_BND)
-            quantized = self._quantize(codes_BNC, strength)
+            quantized = self.codebook(codes_BNC, strength) if self.codebook is not None else None
             if quantized is not None:
                 codes_BNC = quantized.codes_BNC
-            halting = self.config.halting != "off" and k + 1 < count
-            predictions_BGO = self.decoder(codes_BNC) if halting or k in predict else None
-            yield Step(
+            halts = self.config.halting != "off" and k + 1 < count
+            predictions_BGO = self.decoder(codes_BNC) if halts or k in predict else None
+            yield RolloutStep(
                 latents_BND,
                 codes_BNC,
                 quantized.ids_BN if quantized else None,
                 unquantized_BNC,
                 quantized.loss if quantized else codes_BNC.new_zeros(()),
                 predictions_BGO,
+                attention_BNG,
             )
             if k + 1 < count:
-                halted_BG = None
-                if halting:
-                    assert predictions_BGO is not None
-                    assert base.ids_BG is not None
-                    halted_BG = self._halted(predictions_BGO.detach(), base.ids_BG, k, halting_noise)
-                x_BSD = self._grow(x_BSD, k + 1, halted_BG)
+                if predictions_BGO is not None and halts:
+                    x_BSD = self._halt(x_BSD, base, predictions_BGO, k, halting_noise)
+                x_BSD = self.encoder.grow(x_BSD, k + 1)
 
     # ---------------------------------------------------------------- decoding
 
     @torch.inference_mode()
-    def decode(self, tokens: Tensor | Sequence[Ids]) -> Float[Tensor, "B 3 H W"]:
-        """Images from the tokens of a batch of mixed lengths, each as if decoded alone.
+    def decode(self, tokens: Tensor | Sequence[Tokens]) -> Float[Tensor, "B 3 H W"]:
+        """Decodes a batch of tokens of mixed lengths, each image as if alone.
 
         Args:
-            tokens: one row of ids per image, of any of the model's lengths (rows of codes for continuous latents).
+            tokens: One row of ids per image, of any of the model's lengths (rows of codes for continuous latents).
 
         Returns:
-            Floats clamped to [0, 1], on the model's device.
+            Images clamped to [0, 1], on the model's device.
 
         Raises:
-            ValueError: a length that the model does not have, or an id outside its codebook.
+            ValueError: The model does not have a row's length, or an id is outside its codebook.
         """
-        rows = [self._check_tokens(i, torch.as_tensor(row)) for i, row in enumerate(tokens)]
+        rows = [check_tokens(index, torch.as_tensor(row), self.config) for index, row in enumerate(tokens)]
         size = self.config.image_size
         images = torch.empty(len(rows), 3, size, size, device=self.encoder.positions.device)
         for length in sorted({len(row) for row in rows}):
-            where = [i for i, row in enumerate(rows) if len(row) == length]
-            codes_BNC = self.to_codes(torch.stack([rows[i] for i in where]))
-            images[where] = self.reconstruct(codes_BNC).clamp(0, 1)
+            indices = [index for index, row in enumerate(rows) if len(row) == length]
+            codes_BNC = self.to_codes(torch.stack([rows[index] for index in indices]))
+            images[indices] = self.reconstruct(codes_BNC).clamp(0, 1)
         return images
 
     def to_codes(self, tokens: Tensor) -> Float[Tensor, "B N C"]:
-        """The codes that ids [B, N] stand for; continuous codes pass unchanged."""
+        """Returns the codes of ids [B, N]; codes of continuous latents pass unchanged."""
         tokens = tokens.to(self.encoder.positions.device)
         return tokens if self.codebook is None else self.codebook.lookup(tokens.long())
 
     def reconstruct(self, codes_BNC: Float[Tensor, "B N C"]) -> Float[Tensor, "B 3 H W"]:
-        """Unclamped images from codes of one length."""
-        return self._pixels(self.decoder(codes_BNC))
-
-    def _check_tokens(self, index: int, row: Tensor) -> Tensor:
-        expected = 1 if self.codebook is not None else 2
-        if row.ndim != expected or len(row) not in self.config.lengths:
-            choices = ", ".join(map(str, self.config.lengths))
-            raise ValueError(f"image {index}: this model decodes {choices} tokens, got the shape {tuple(row.shape)}")
-        if self.codebook is None:
-            if row.shape[1] != self.config.code_dim:
-                raise ValueError(f"image {index}: codes must be {self.config.code_dim} wide, got {row.shape[1]}")
-            return row
-        if row.is_floating_point():
-            raise ValueError(f"image {index}: ids must be whole numbers, got {row.dtype}")
-        size = len(self.codebook.weight)
-        row = row.long()
-        if int(row.min()) < 0 or int(row.max()) >= size:
-            raise ValueError(
-                f"image {index}: ids must lie from 0 to {size - 1}, got {int(row.min())} to {int(row.max())}"
-            )
-        return row
-
-    # ---------------------------------------------------------------- looking inside
-
-    @torch.inference_mode()
-    def attention_maps(self, images: Images) -> tuple[Float[Tensor, "B N g g"], ...]:
-        """What each latent looks at, per iteration: attention over the base grid, each map summing to 1.
-
-        Mean over the encoder's blocks and heads.
-        """
-        images = self._prepare(images)
-        base, grid = self.base.encode(images), self.config.grid
-        x_BSD = self.encoder.begin(images, base.latents_BDhw)
-        maps = []
-        for k in range(self.config.iterations):
-            x_BSD, weights_BNG = self.encoder.attention(x_BSD)
-            maps.append(weights_BNG.unflatten(-1, (grid, grid)).cpu())
-            if k + 1 < self.config.iterations:
-                halted_BG = None
-                if self.config.halting != "off":
-                    codes = self.encoder.codes(self.encoder.latents(x_BSD))
-                    quantized = self._quantize(codes)
-                    assert base.ids_BG is not None
-                    predictions = self.decoder(codes if quantized is None else quantized.codes_BNC)
-                    halted_BG = self._halted(predictions, base.ids_BG, k)
-                x_BSD = self._grow(x_BSD, k + 1, halted_BG)
-        return tuple(maps)
+        """Decodes codes of one length to images, unclamped."""
+        return self.base.decode(self.base.predicted(self.decoder(codes_BNC), self.config.mixing))
 
 
 def build_base(config: VQGANConfig | KLConfig) -> VQGAN | KL:
-    """The base tokenizer that a config describes, with random weights."""
+    """Builds the base tokenizer that a config describes, with random weights."""
     return VQGAN(config) if isinstance(config, VQGANConfig) else KL(config)

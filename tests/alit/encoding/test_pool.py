@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from alit.encoding.criteria import parse
-from alit.encoding.pool import Pool, State, pooled
+from alit.encoding.pool import Pool, RolloutState, pooled
 from alit.encoding.results import ImageResult
 from alit.model.base import BaseTokens
 
@@ -36,19 +36,19 @@ class Toy:
     def needs(self) -> list[int]:
         return [need for batch in self.batches for need in batch]
 
-    def arrivals(self) -> Iterator[State]:
+    def arrivals(self) -> Iterator[RolloutState]:
         """States whose every part holds the images' running numbers."""
         images = 0
         for batch in self.batches:
             self.waiting.append(images - self.finished)
             self.pulled += 1
-            yield State.of(
+            yield RolloutState.start(
                 torch.arange(images, images + len(batch)).float().reshape(-1, 1, 1, 1).expand(-1, 3, 1, 1), ANY
             )
             images += len(batch)
         self.waiting.append(images - self.finished)
 
-    def advance(self, state: State, iteration: int) -> State | None:
+    def advance(self, state: RolloutState, iteration: int) -> RolloutState | None:
         column = state.images[:, :1, 0, 0]
         numbers = column.squeeze(-1).long()
         if iteration == 0:
@@ -123,7 +123,7 @@ def test_the_deepest_whole_slice_runs_first_and_the_shallowest_one_at_the_end():
     toy, order = Toy([[4, 4, 1], [4, 3, 2], [4]], size=2), []
     advance = toy.advance
 
-    def watched(state: State, iteration: int) -> State | None:
+    def watched(state: RolloutState, iteration: int) -> RolloutState | None:
         order.append((iteration, len(state)))
         return advance(state, iteration)
 
@@ -146,9 +146,9 @@ def test_nothing_runs_where_there_are_no_images(batches):
 
 def test_images_that_wait_hold_no_memory_of_those_that_left():
     pool = Pool(1, 4)
-    pool.add(0, State.of(torch.zeros(100, 3, 8, 8), ANY))
+    pool.add(0, RolloutState.start(torch.zeros(100, 3, 8, 8), ANY))
     pool.take(0)
-    pool.add(0, State.of(torch.zeros(3, 3, 8, 8), ANY))
+    pool.add(0, RolloutState.start(torch.zeros(3, 3, 8, 8), ANY))
     sizes = []
     while pool.ready(flush=True) is not None:
         images = pool.take(0).images
