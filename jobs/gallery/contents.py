@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from alit.encoding.criteria import criterion_name
+
 CRITERION_DESCRIPTIONS = {
     "l1": "mean absolute error of the pixels",
     "mse": "mean squared error of the pixels",
@@ -108,4 +110,4 @@ class DatasetSummary:
     @property
     def measure(self) -> str:
         """The criterion's name without its threshold."""
-        return self.criterion.partition(":")[0]
+        return criterion_name(self.criterion)

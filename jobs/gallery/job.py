@@ -7,11 +7,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from alit.dataset import TokenDataset
 from alit.encoding.criteria import parse
 from alit.images.encode import encode_image, to_uint8
+from alit.images.tensors import to_tensor
 from alit.weights import Weights
 from jobs.gallery.contents import DatasetSummary, GalleryImage
 from jobs.gallery.options import ShowOptions
@@ -85,10 +84,10 @@ def _reconstruct(
 ) -> list[GalleryImage]:
     """Returns the images at `rows` of a batch, with the reconstruction and the score at every length."""
     model, lengths = weights.model, weights.model.config.lengths
-    batch = torch.from_numpy(decoded.pixels[rows]).permute(0, 3, 1, 2)
+    batch = to_tensor(decoded.pixels[rows])
     criterion = parse(spec)
     trace = None
-    if criterion.measure is not None:  # with a threshold that no score satisfies, every length is scored
+    if not criterion.is_fixed:  # with a threshold that no score satisfies, every length is scored
         unreachable = math.inf if criterion.higher_is_better else -math.inf
         trace = model.encode(batch, dataclasses.replace(criterion, threshold=unreachable)).trace.numpy()
     reconstructions = [to_uint8(model.decode(tokens)) for tokens in model.encode_all(batch)]
@@ -116,7 +115,7 @@ def _summarize(tokens: TokenDataset, weights: Weights, dataset: str, images_per_
         title=TITLE,
         criterion=criterion.spec,
         higher_is_better=criterion.higher_is_better,
-        threshold=None if criterion.measure is None else criterion.threshold,
+        threshold=None if criterion.is_fixed else criterion.threshold,
         images=len(tokens),
         rejects=int(manifest["rejects"]),
         mean_tokens=manifest["tokens"] / max(1, len(tokens)),
