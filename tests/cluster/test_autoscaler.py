@@ -13,7 +13,8 @@ from paths import CLUSTER
 
 
 @pytest.mark.slow
-def test_pending_work_brings_nodes_and_idle_ones_leave(twelve_images: Path, tmp_path: Path) -> None:
+def test_autoscaler_adds_and_removes_nodes(twelve_images: Path, tmp_path: Path) -> None:
+    """Pending work makes the autoscaler add a node, and the node leaves once it is idle."""
     config = yaml.safe_load((CLUSTER / "ray-up-aws.yaml").read_text())
     names = "cluster_name", "max_workers"
     types = {name: dict(kind) for name, kind in config["available_node_types"].items()}

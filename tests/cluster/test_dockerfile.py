@@ -20,7 +20,8 @@ def ignored(path: str) -> bool:
     return f"!{path}" not in lines
 
 
-def test_what_is_copied_is_there_and_reaches_the_builder() -> None:
+def test_dockerfile_copies_files_of_the_build_context() -> None:
+    """Every file that the Dockerfile copies exists and is not excluded by .dockerignore."""
     copied = [name for kind, rest in STEPS if kind == "COPY" and "--from" not in rest for name in rest.split()[:-1]]
     assert copied
     for name in copied:
@@ -30,7 +31,8 @@ def test_what_is_copied_is_there_and_reaches_the_builder() -> None:
     assert ignored(".venv")
 
 
-def test_the_image_runs_as_nobody_special_and_says_how_it_is() -> None:
+def test_dockerfile_sets_user_and_healthcheck() -> None:
+    """The image runs as an unprivileged user and has a health check."""
     kinds = [kind for kind, _ in STEPS]
     last = {kind: rest for kind, rest in STEPS}
     assert last["USER"] == "1000"
@@ -40,7 +42,8 @@ def test_the_image_runs_as_nobody_special_and_says_how_it_is() -> None:
 
 
 @pytest.mark.slow
-def test_its_installation_gives_a_working_command(tmp_path: Path) -> None:
+def test_dockerfile_installs_a_working_command(tmp_path: Path) -> None:
+    """The Dockerfile's installation steps give a working `alit` command with the pinned dependencies."""
     build, installed = tmp_path / "build", tmp_path / "opt" / "alit"
     build.mkdir()
     index = ""

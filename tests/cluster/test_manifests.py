@@ -62,7 +62,8 @@ def kuberay(kind: str) -> Draft202012Validator:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_every_object_is_one_that_kubernetes_takes(overlay: str) -> None:
+def test_kubernetes_objects_match_their_schemas(overlay: str) -> None:
+    """Every plain Kubernetes object of an overlay is valid under the strict schema of its kind."""
     own = [found for found in built(overlay) if not found["apiVersion"].startswith("ray.io/")]
     kinds = {"ServiceAccount", "PriorityClass", "NetworkPolicy", "PodDisruptionBudget", "Service", "StatefulSet"}
     assert {found["kind"] for found in own} == kinds
@@ -72,7 +73,8 @@ def test_every_object_is_one_that_kubernetes_takes(overlay: str) -> None:
 
 @pytest.mark.parametrize("kind", ["RayCluster", "RayJob", "RayService"])
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_every_ray_object_is_one_that_kuberay_takes(overlay: str, kind: str) -> None:
+def test_ray_objects_match_kuberay_schemas(overlay: str, kind: str) -> None:
+    """Every Ray object of an overlay is valid under KubeRay's strict schema of its kind."""
     found = of_kind(overlay, kind)
     assert found
     for each in found:
@@ -80,7 +82,8 @@ def test_every_ray_object_is_one_that_kuberay_takes(overlay: str, kind: str) -> 
         assert problems == []
 
 
-def test_a_field_that_is_unknown_is_seen() -> None:
+def test_strict_schema_rejects_unknown_fields() -> None:
+    """The strict schema reports a field that KubeRay does not know."""
     (found,) = of_kind("cpu", "RayCluster")
     wrong = yaml.safe_load(yaml.safe_dump(found))
     wrong["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["imagee"] = "x"
@@ -88,7 +91,8 @@ def test_a_field_that_is_unknown_is_seen() -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_jobs_and_service_have_the_clusters_spec(overlay: str) -> None:
+def test_ray_jobs_and_service_share_the_cluster_spec(overlay: str) -> None:
+    """Jobs and the service of an overlay have the same cluster spec as its RayCluster."""
     (cluster,) = of_kind(overlay, "RayCluster")
     jobs = of_kind(overlay, "RayJob")
     assert len(jobs) == 2
@@ -118,7 +122,8 @@ def build_with(overlay: str, component: str, folder: Path) -> list[dict[str, Any
 @pytest.mark.parametrize(
     ("queue", "label"), [("kueue", "kueue.x-k8s.io/queue-name"), ("volcano", "volcano.sh/queue-name")]
 )
-def test_jobs_can_wait_in_queues(queue: str, label: str, tmp_path: Path) -> None:
+def test_queue_components_label_jobs(queue: str, label: str, tmp_path: Path) -> None:
+    """The queue components put queue labels on RayJobs and on nothing else, and the jobs stay valid."""
     for each in build_with("spot", queue, tmp_path):
         queued = each["metadata"].get("labels", {}).get(label)
         assert queued == ("alit" if each["kind"] == "RayJob" else None)
@@ -127,7 +132,8 @@ def test_jobs_can_wait_in_queues(queue: str, label: str, tmp_path: Path) -> None
             assert list(kuberay("RayJob").iter_errors(each)) == []
 
 
-def test_rays_processes_can_encrypt_what_they_say(tmp_path: Path) -> None:
+def test_tls_component_enables_tls_everywhere(tmp_path: Path) -> None:
+    """The TLS component enables encryption between Ray's processes in every Ray object."""
     names = {"RayCluster": ["spec"], "RayJob": ["spec", "rayClusterSpec"], "RayService": ["spec", "rayClusterConfig"]}
     found = [each for each in build_with("cpu", "tls", tmp_path) if each["kind"] in names]
     assert len(found) == 4
@@ -140,7 +146,8 @@ def test_rays_processes_can_encrypt_what_they_say(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_entrypoints_are_commands_with_options_that_exist(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entrypoints_are_valid_commands(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every job's entrypoint is a command that the CLI accepts, with labels and GPUs that the cluster has."""
     (cluster,) = of_kind(overlay, "RayCluster")
     tiers = {group["labels"]["tier"]: group for group in cluster["spec"]["workerGroupSpecs"]}
     seen: list[Any] = []
@@ -165,7 +172,8 @@ def test_entrypoints_are_commands_with_options_that_exist(overlay: str, monkeypa
             assert all(given[3].batch_size % count == 0 for count in counts)
 
 
-def test_the_runbooks_commands_are_such(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runbook_commands_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command of the runbook is accepted by the CLI and runs exactly one job."""
     text = (CLUSTER / "README.md").read_text()
     found = [line.split("#")[0] for line in re.findall(r"^alit .*$|(?<=`)alit [^`]* [^`]*(?=`)", text, re.MULTILINE)]
     found = [words for words in map(str.split, found) if len(words) > 2]
@@ -195,7 +203,8 @@ def test_the_runbooks_commands_are_such(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_service_configs_are_what_serve_and_we_take(overlay: str) -> None:
+def test_service_configs_are_valid(overlay: str) -> None:
+    """Every RayService has a configuration that Ray Serve and our settings accept, with enough GPUs."""
     (service,) = of_kind(overlay, "RayService")
     found = yaml.safe_load(service["spec"]["serveConfigV2"])
     (application,) = ServeDeploySchema.model_validate(found).applications
@@ -209,7 +218,8 @@ def test_service_configs_are_what_serve_and_we_take(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_pods_fit_what_they_are_given(overlay: str) -> None:
+def test_pods_fit_their_limits(overlay: str) -> None:
+    """Object stores and shared memory of the pods fit their memory limits, and the pods are unprivileged."""
     (cluster,) = of_kind(overlay, "RayCluster")
     spec = cluster["spec"]
     for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
@@ -228,7 +238,8 @@ def test_pods_fit_what_they_are_given(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_what_objects_say_of_one_another_is_so(overlay: str) -> None:
+def test_references_between_objects_resolve(overlay: str) -> None:
+    """Labels, selectors, priority classes and image tags that objects refer to exist."""
     (cluster,) = of_kind(overlay, "RayCluster")
     groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
     assert all(group["template"]["metadata"]["labels"]["alit"] == "ray" for group in groups)
@@ -252,7 +263,8 @@ def test_what_objects_say_of_one_another_is_so(overlay: str) -> None:
     assert "maxUnavailable" not in budget["spec"]  # refuses every eviction where the pods' owner has no scale
 
 
-def test_environment_variables_of_ours_are_read_by_the_code() -> None:
+def test_environment_variables_are_read_by_the_code() -> None:
+    """Every ALIT_ variable that the cluster's files set is read by the code."""
     code = "".join(
         path.read_text() for room in ("alit", "jobs", "serve") for path in (CLUSTER.parent / room).rglob("*.py")
     )
@@ -263,7 +275,8 @@ def test_environment_variables_of_ours_are_read_by_the_code() -> None:
 
 
 @pytest.mark.parametrize("where", ["aws", "local"])
-def test_clusters_of_machines_are_what_ray_up_takes(where: str) -> None:
+def test_ray_up_configs_match_the_schema(where: str) -> None:
+    """The configurations for `ray up` match Ray's schema and enable token authentication on every node."""
     found = yaml.safe_load((CLUSTER / f"ray-up-{where}.yaml").read_text())
     schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
     assert [error.message for error in Draft7Validator(schema).iter_errors(found)] == []

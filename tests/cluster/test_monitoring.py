@@ -72,7 +72,7 @@ CASES = {  # what brings an alert, and what does not, a value a minute; the aler
 }
 
 
-def test_the_dashboard_is_what_grafana_takes() -> None:
+def test_dashboard_matches_grafanas_model() -> None:
     """Grafana's own model of a dashboard keeps every field: it drops those that it does not know."""
     register_default_plugins()
     ours = json.loads(BOARD.read_text())
@@ -96,13 +96,15 @@ def lost(ours: Any, theirs: Any, where: str = "") -> list[str]:
     return [] if ours == theirs else [where]
 
 
-def test_panels_have_distinct_ids_and_places() -> None:
+def test_panels_have_distinct_ids_and_positions() -> None:
+    """No two panels of the dashboard share an id or a position."""
     board = json.loads(BOARD.read_text())["panels"]
     assert len({panel["id"] for panel in board}) == len(board)
     assert len({(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in board}) == len(board)
 
 
-def test_the_code_makes_the_metrics_that_are_asked_for_and_each_is_asked_for() -> None:
+def test_metrics_of_code_and_dashboards_agree() -> None:
+    """The code exports exactly the metrics that the panels and alerts query."""
     root = ROOT
     code = "".join(path.read_text() for room in ("jobs", "serve") for path in (root / room).glob("*.py"))
     made = set(re.findall(r'metrics\.\w+\(\s*"(alit_\w+)"', code)) | set(re.findall(r'\("(alit_train_\w+)", "', code))
@@ -113,7 +115,8 @@ def test_the_code_makes_the_metrics_that_are_asked_for_and_each_is_asked_for() -
 
 
 @pytest.mark.parametrize("alert", RULES)
-def test_an_alert_comes_when_it_should_and_not_otherwise(alert: str, tmp_path: Path) -> None:
+def test_alerts_fire_on_bad_series_only(alert: str, tmp_path: Path) -> None:
+    """Every alert fires on a series that shows its fault and stays silent on a good one."""
     if shutil.which("promtool") is None:
         pytest.skip("needs prometheus")
     bad, good, labels = CASES[alert]
