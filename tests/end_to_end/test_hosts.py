@@ -12,7 +12,8 @@ from hosts import Hosts, allowed, prepare, tokenize
 from alit.images.encode import encode_image
 
 
-def test_nothing_is_lost_when_a_host_is_cut_off(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tokenize_survives_the_loss_of_a_host(capsys: pytest.CaptureFixture[str]) -> None:
+    """A tokenize job on several hosts finishes with every image after one host loses its network."""
     if reason := allowed():
         pytest.skip(reason)
     random = np.random.default_rng(0)

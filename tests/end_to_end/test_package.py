@@ -49,7 +49,8 @@ def elsewhere(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel: Path) -> None:
+def test_wheel_holds_exactly_the_packages(wheel: Path) -> None:
+    """A wheel holds every file of the packages and the license, and nothing else."""
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
         licenses = [name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE")]
@@ -58,7 +59,8 @@ def test_a_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel: Path) 
     assert len(licenses) == 1
 
 
-def test_the_command_works_in_a_folder_with_jobs_and_serve_of_its_own(installed: Path, elsewhere: Path) -> None:
+def test_command_ignores_packages_of_the_working_folder(installed: Path, elsewhere: Path) -> None:
+    """The installed command works in a folder that holds other packages named jobs and serve."""
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     where = run(sys.executable, "-P", "-c", "import jobs; print(jobs.__file__)", cwd=elsewhere, env=environment)
     assert where.stdout.strip() == str(installed / "jobs" / "__init__.py")
@@ -67,13 +69,15 @@ def test_the_command_works_in_a_folder_with_jobs_and_serve_of_its_own(installed:
     assert "usage: alit" in shown.stdout
 
 
-def test_importing_alit_loads_no_engine() -> None:
+def test_import_of_alit_loads_no_engine() -> None:
+    """Importing alit loads neither Ray nor network libraries nor the packages that use it."""
     unwanted = {"ray", "fsspec", "s3fs", "fastapi", "diffusers", "jobs", "serve"}
     code = f"import sys, alit; print(sorted({unwanted!r} & sys.modules.keys()))"
     assert run(sys.executable, "-c", code, cwd=ROOT).stdout.strip() == "[]"
 
 
-def test_imports_flow_one_way() -> None:
+def test_imports_keep_their_contracts() -> None:
+    """The import contracts of pyproject.toml are kept."""
     lint_imports = Path(sysconfig.get_path("scripts")) / "lint-imports"
     linted = run(sys.executable, lint_imports, "--no-cache", cwd=ROOT)
     assert linted.returncode == 0, linted.stdout

@@ -20,7 +20,8 @@ def photographs(shared):
 
 
 @pytest.mark.parametrize("name", ["l1", "latent"])
-def test_length_and_ids_do_not_depend_on_batch_or_order(photographs, name):
+def test_encode_is_independent_of_batch_and_order(photographs, name):
+    """Length and ids of an image depend neither on the batch size nor on the order of the images."""
     model = load_weights().model
     assert len(photographs) >= 200
     every_length = model.encode(photographs, f"{name}:0").trace  # a threshold that nothing meets

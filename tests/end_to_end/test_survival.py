@@ -71,9 +71,10 @@ def undisturbed(ray_session: None, photos: Path, weights: str, tmp_path_factory:
     return output
 
 
-def test_killed_and_terminated_and_started_again_the_job_ends_with_the_same_files(
+def test_tokenize_resumes_after_kills_with_the_same_files(
     undisturbed: Path, photos: Path, weights: str, tmp_path: Path
 ) -> None:
+    """A job that is killed and terminated again and again ends with the files of an undisturbed one."""
     output = tmp_path / "out"
     arguments = [
         "tokenize",
@@ -97,9 +98,10 @@ def test_killed_and_terminated_and_started_again_the_job_ends_with_the_same_file
 
 
 @pytest.mark.parametrize("decode_workers", [0, 1])
-def test_an_image_that_crashes_its_decoder_costs_one_image(
+def test_tokenize_rejects_an_image_that_crashes_its_decoder(
     ray_session: None, photos: Path, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decode_workers: int
 ) -> None:
+    """An image that crashes its decoder's process is rejected, and all others are tokenized."""
     folder = tmp_path / "in"
     folder.mkdir()
     for i in range(1, 26):
@@ -123,9 +125,8 @@ def test_an_image_that_crashes_its_decoder_costs_one_image(
     assert verify(str(output), quiet())
 
 
-def test_a_job_that_rejects_most_images_is_stopped_and_goes_on_where_that_is_wanted(
-    ray_session: None, weights: str, tmp_path: Path
-) -> None:
+def test_tokenize_stops_at_the_maximum_reject_rate(ray_session: None, weights: str, tmp_path: Path) -> None:
+    """A job that rejects too many images stops, and resumes once a higher rate is allowed."""
     (tmp_path / "in").mkdir()
     for i in range(400):
         (tmp_path / "in" / f"{i}.jpg").write_bytes(b"GIF8 is no JPEG" if i else b"")
@@ -141,9 +142,10 @@ def test_a_job_that_rejects_most_images_is_stopped_and_goes_on_where_that_is_wan
     assert verify(str(tmp_path / "out"), quiet())
 
 
-def test_through_a_network_that_fails_and_a_bucket_that_turns_read_only_nothing_is_lost(
+def test_tokenize_survives_a_flaky_and_a_read_only_bucket(
     bucket: Any, undisturbed: Path, photos: Path, weights: str, tmp_path: Path
 ) -> None:
+    """A job over a failing network resumes after its bucket was read-only and ends with the same files."""
     query, folder, _ = bucket
     target = str(re.search(r"127\.0\.0\.1:\d+", query)[0])  # pyright: ignore[reportOptionalSubscript]
     shutil.copytree(photos, folder / "in")
@@ -183,9 +185,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_on_a_disk_that_fills_the_job_stops_with_a_sentence_and_goes_on_when_there_is_room(
-    undisturbed: Path, photos: Path, weights: str, small_disk: Path
-) -> None:
+def test_tokenize_resumes_after_a_full_disk(undisturbed: Path, photos: Path, weights: str, small_disk: Path) -> None:
+    """A job on a full disk stops with one sentence and resumes when there is space."""
     output = small_disk / "out"
     with pytest.raises(AlitError, match=r"cannot be written: No space left on device"):
         tokenize(str(photos), str(output), options(weights), quiet())
@@ -198,7 +199,9 @@ def test_on_a_disk_that_fills_the_job_stops_with_a_sentence_and_goes_on_when_the
         assert (output / file.relative_to(undisturbed)).read_bytes() == file.read_bytes()
 
 
-def test_as_many_workers_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_for_fills_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of workers and decoders follows from the options, the cluster's resources and the shards."""
+
     def found(there: dict[str, float], shards: int = 1000, **options: Any) -> Workers:
         return workers_for(TokenizeOptions(**options), there, shards)
 
@@ -216,7 +219,7 @@ def test_as_many_workers_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -
     assert found({"CPU": 1000.0}) == Workers(count=local_cpus())
 
 
-def test_ray_data_takes_workers_with_gpus(ray_session: None) -> None:
+def test_stages_accept_workers_with_gpus(ray_session: None) -> None:
     """It refuses some options with GPUs that it takes without; nothing is run."""
     unused: Any = None
     with_gpus = Workers(count=2, gpus=0.5, memory=1 << 30, labels={"tier": "gpu"}, decoders=1)
