@@ -66,7 +66,8 @@ def tokenized(photographs, weights, folder, criterion):
 
 
 @pytest.mark.parametrize("criterion", ["l1:0.3", "psnr:9", "fixed:8"])
-def test_show_draws_every_photograph_at_every_length(photographs, weights, tmp_path, criterion):
+def test_show_draws_every_image(photographs, weights, tmp_path, criterion):
+    """The gallery shows every tokenized image and names the rejected ones."""
     (photographs / "broken.jpg").write_bytes(b"not a picture")
     tokenized(photographs, weights, tmp_path / "tokens", criterion)
     shown = show(str(tmp_path / "tokens"), str(photographs), tmp_path / "page.html", ShowOptions(weights=str(weights)))
@@ -76,7 +77,8 @@ def test_show_draws_every_photograph_at_every_length(photographs, weights, tmp_p
     assert "broken.jpg" in page
 
 
-def test_show_refuses_other_weights_and_another_input(photographs, weights, tmp_path):
+def test_show_refuses_other_weights_and_inputs(photographs, weights, tmp_path):
+    """The gallery refuses weights and inputs that the dataset was not made with, and writes nothing."""
     tokenized(photographs, weights, tmp_path / "tokens", "fixed:4")
     torch.manual_seed(1)
     save_weights(tmp_path / "other", Alit(config()), provenance={})
@@ -95,7 +97,8 @@ def test_show_refuses_other_weights_and_another_input(photographs, weights, tmp_
     assert not (tmp_path / "page.html").exists()
 
 
-def test_three_commands_go_from_photographs_to_finetuned_weights(photographs, weights, tmp_path):
+def test_train_runs_all_three_stages(photographs, weights, tmp_path):
+    """Three commands lead from photographs to finetuned weights, each continuing from the previous stage."""
     before, folder = None, weights
     for stage in ("base", "distill", "finetune"):
         run = tmp_path / stage
@@ -117,7 +120,8 @@ def test_three_commands_go_from_photographs_to_finetuned_weights(photographs, we
         before = loaded
 
 
-def test_the_encode_benchmark_measures_what_it_says(weights):
+def test_time_encode_measures_lengths_and_tokens(weights):
+    """The encode benchmark times every fixed length and the criterion, with the model's mean tokens."""
     model = load_weights(weights).model
     images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     criterion = parse("l1:0.4")
@@ -128,7 +132,8 @@ def test_the_encode_benchmark_measures_what_it_says(weights):
     assert times.ratio > 0
 
 
-def test_the_bare_loop_of_the_tokenize_benchmark_sees_every_image(photographs, weights, tmp_path):
+def test_bare_loop_runs_without_output(photographs, weights, tmp_path):
+    """The bare loop of the tokenize benchmark encodes the images and writes nothing."""
     loaded = load_weights(weights)
     plan = make_plan(str(photographs), rows_per_file=5)
     job = Job(
@@ -150,7 +155,8 @@ def test_the_bare_loop_of_the_tokenize_benchmark_sees_every_image(photographs, w
         )
 
 
-def test_every_command_teaches_its_use(capsys):
+def test_cli_every_command_has_help(capsys):
+    """Every command and every training stage prints its usage and exits with code 0."""
     for name in cli.COMMANDS:
         with pytest.raises(SystemExit) as stop:
             cli.main([name, "--help"])
@@ -165,7 +171,8 @@ def test_every_command_teaches_its_use(capsys):
         assert "--learning-rate" in said
 
 
-def test_mistakes_are_one_sentence_and_exit_code_2(tmp_path, capsys):
+def test_cli_reports_mistakes_with_one_line_and_code_2(tmp_path, capsys):
+    """A user's mistake is one line on standard error and exit code 2, without a traceback."""
     for arguments in (
         ["tokenize", str(tmp_path / "missing"), str(tmp_path / "out")],
         ["convert", str(tmp_path / "missing.pth"), str(tmp_path / "out")],

@@ -63,7 +63,8 @@ def said(folder: Path) -> tuple[bool, str]:
 
 
 @pytest.mark.parametrize("name", ["own", "plain"])
-def test_a_sound_dataset_is_found_to_be_sound(dataset: Path, name: str) -> None:
+def test_verify_accepts_a_sound_dataset(dataset: Path, name: str) -> None:
+    """A dataset without damage is verified, with its numbers of shards, images and rejects."""
     sound, text = said(dataset / name)
     assert sound
     assert "3 shards, 10 images and 1 rejects: every planned image once, all files whole" in text
@@ -139,7 +140,8 @@ DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
 
 
 @pytest.mark.parametrize(("damage", "expected"), [d[1:] for d in DAMAGE], ids=[d[0] for d in DAMAGE])
-def test_damage_is_found(dataset: Path, tmp_path: Path, damage: Callable[[Path], object], expected: str) -> None:
+def test_verify_reports_damage(dataset: Path, tmp_path: Path, damage: Callable[[Path], object], expected: str) -> None:
+    """Every kind of damage makes the verification fail and is named."""
     copy = tmp_path / "copy"
     shutil.copytree(dataset / "plain", copy)
     damage(copy)
@@ -148,7 +150,8 @@ def test_damage_is_found(dataset: Path, tmp_path: Path, damage: Callable[[Path],
     assert expected in text
 
 
-def test_an_id_that_two_shards_hold_is_found_where_the_plan_does_not_know_ids(dataset: Path, tmp_path: Path) -> None:
+def test_verify_reports_ids_held_by_two_shards(dataset: Path, tmp_path: Path) -> None:
+    """An id that two shards hold is reported where the plan does not list ids."""
     copy = tmp_path / "copy"
     shutil.copytree(dataset / "own", copy)
     rewritten(copy / DATA1, lambda t: replaced(t, "id", ["k0", *t["id"].to_pylist()[1:]]))
@@ -157,7 +160,8 @@ def test_an_id_that_two_shards_hold_is_found_where_the_plan_does_not_know_ids(da
     assert "1 ids are there more than once" in text
 
 
-def test_what_is_no_dataset_or_has_no_plan_is_a_sentence(dataset: Path, tmp_path: Path) -> None:
+def test_verify_refuses_what_is_no_dataset(dataset: Path, tmp_path: Path) -> None:
+    """A folder without a job record, a plan or a readable record is refused with one sentence."""
     with pytest.raises(AlitError, match=r"has no _job\.json"):
         verify(str(tmp_path), Console(quiet=True))
     copy = tmp_path / "copy"

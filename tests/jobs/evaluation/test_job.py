@@ -84,14 +84,16 @@ class FakeInception(torch.nn.Module):
 
 
 @given(st.lists(st.integers(0, 5), min_size=3, max_size=30), st.randoms())
-def test_spearman_is_scipys_also_with_ties(values, random):
+def test_spearman_agrees_with_scipy(values, random):
+    """The rank correlation equals SciPy's, with ties too."""
     other = values[:]
     random.shuffle(other)
     expected = 0.0 if len(set(values)) == 1 else scipy.stats.spearmanr(values, other).statistic
     assert spearman(values, other) == pytest.approx(expected, abs=1e-9)
 
 
-def test_the_bootstrap_interval_is_scipys(monkeypatch):
+def test_bootstrap_agrees_with_scipy(monkeypatch):
+    """The bootstrap interval of a mean equals SciPy's percentile interval."""
     differences = np.random.default_rng(1).normal(0.3, 1.0, 400)
     monkeypatch.setattr("jobs.evaluation.bootstrap.CELLS", 1000 * 400)  # in several parts
     found = bootstrap(differences)
@@ -100,14 +102,16 @@ def test_the_bootstrap_interval_is_scipys(monkeypatch):
     assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval), abs=0.01)
 
 
-def test_perplexity_is_e_to_the_entropy():
+def test_perplexity_is_the_exponential_of_the_entropy():
+    """The perplexity of ids is e to the power of their entropy."""
     ids = np.random.default_rng(0).integers(0, 40, (7, 9)) ** 2 // 40
     counts = np.bincount(ids.ravel(), minlength=64)
     assert perplexity(ids, 64) == pytest.approx(math.exp(scipy.stats.entropy(counts)))
     assert perplexity(np.arange(10).repeat(3), 64) == pytest.approx(10)
 
 
-def test_the_adaptive_gain_is_over_interpolated_lengths():
+def test_adaptive_gain_compares_with_interpolated_lengths():
+    """The adaptive gain is the error beyond that of fixed lengths interpolated to the same mean."""
     random = np.random.default_rng(5)
     lengths = (16, 32, 48)
     errors = np.sort(random.uniform(0, 0.3, (3, 200)), axis=0)[::-1].astype(np.float32)
@@ -123,7 +127,8 @@ def test_the_adaptive_gain_is_over_interpolated_lengths():
         assert (same.mean, same.low, same.high) == pytest.approx((0, 0, 0), abs=1e-9)
 
 
-def test_the_gains_interval_is_that_of_choosing_anew_in_every_sample():
+def test_adaptive_gain_interval_agrees_with_resampling():
+    """The interval of the gain is that of computing it anew in every bootstrap sample."""
     random = np.random.default_rng(6)
     lengths = (16, 32, 48, 64)
     hard = random.uniform(0.5, 2, 500)
@@ -142,7 +147,8 @@ def test_the_gains_interval_is_that_of_choosing_anew_in_every_sample():
 # -------------------------------------------------------------------- measurements
 
 
-def test_gradient_entropy_is_0_of_a_flat_image_and_the_histograms_else():
+def test_gradient_entropy_agrees_with_numpy():
+    """The gradient entropy is 0 for a flat image and the entropy of the gradients' histogram otherwise."""
     flat = np.full((1, 32, 32, 3), 77, np.uint8)
     noise = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
     smooth = pictures(4, 32)[3:]
@@ -157,7 +163,8 @@ def test_gradient_entropy_is_0_of_a_flat_image_and_the_histograms_else():
 
 
 @given(st.lists(st.integers(0, 40), min_size=100, max_size=100), st.lists(st.integers(-10, 4200), max_size=4))
-def test_the_codec_search_picks_the_nearest_size(growth, targets):
+def test_nearest_picks_the_nearest_size(growth, targets):
+    """The search over qualities finds the sizes nearest to its targets within nine encodings each."""
     sizes = np.cumsum(growth)  # of quality 1, 2, ...
     tried = []
 
@@ -170,7 +177,8 @@ def test_the_codec_search_picks_the_nearest_size(growth, targets):
     assert len(tried) == len(set(tried)) <= 9 * len(targets)
 
 
-def test_codecs_reach_their_targets_where_they_can_and_are_at_their_smallest_where_not():
+def test_coded_reaches_sizes_or_the_smallest():
+    """Codecs reach the target sizes where they can, and otherwise take their smallest or largest file."""
     pixels = pictures(3, 64)
     found = coded(pixels, [10, 900, 1e6])
     sizes = [[len(encode_image(image, codec, 1)) for codec in ("jpeg", "webp")] for image in pixels]
@@ -187,7 +195,8 @@ def test_codecs_reach_their_targets_where_they_can_and_are_at_their_smallest_whe
 # -------------------------------------------------------------------- the whole
 
 
-def test_an_evaluation_agrees_with_the_models_own_answers(rulers, result):
+def test_evaluate_agrees_with_the_model(rulers, result):
+    """Every number of an evaluation equals one computed from the model's own encodings."""
     images = tensor(pictures(12))
     x = images.float() / 255
     for code, tokens in zip(result.lengths, rulers.model.encode_all(images), strict=True):
@@ -209,7 +218,8 @@ def test_an_evaluation_agrees_with_the_models_own_answers(rulers, result):
         assert row.mean_tokens == pytest.approx(float(tokens.float().mean()))
 
 
-def test_adaptive_takes_the_first_length_that_meets_the_threshold_and_else_the_longest():
+def test_adaptive_takes_the_first_sufficient_length():
+    """The adaptive row uses the first length that meets the threshold, and the longest where none does."""
     rulers = Rulers(model=model())
     measured = measure(rulers, pictures(3), np.zeros(3, bool))
     errors = np.array([[0.3, 0.05, 0.4], [0.2, 0.2, 0.4], [0.1, 0.01, 0.4]], np.float32)
@@ -222,7 +232,8 @@ def test_adaptive_takes_the_first_length_that_meets_the_threshold_and_else_the_l
     assert found.spearman_jpeg == pytest.approx(1.0)
 
 
-def test_other_weights_are_compared_image_by_image_at_the_lengths_they_share(rulers, result):
+def test_evaluate_compares_weights_image_by_image(rulers, result):
+    """Other weights are compared image by image at the lengths that both models have."""
     other = evaluate(Rulers(model=rulers.against), [pictures(12)])
     assert result.against.lengths == [4, 8, 12]
     for ours, theirs, difference in zip(result.lengths, other.lengths, result.against.differences, strict=False):
@@ -232,7 +243,8 @@ def test_other_weights_are_compared_image_by_image_at_the_lengths_they_share(rul
     assert [d.mean for d in (*itself.differences, itself.base)] == [0] * 5
 
 
-def test_lpips_and_rfid_are_measured_where_there_are_rulers():
+def test_evaluate_measures_lpips_and_rfid():
+    """LPIPS and rFID are measured where their networks are given."""
     rulers = Rulers(model=model(), perceptual=Perceptual(), inception=FakeInception())  # type: ignore[arg-type]
     pixels = pictures(6)
     result = evaluate(rulers, [pixels[:2], pixels[2:]])
@@ -252,7 +264,8 @@ def test_lpips_and_rfid_are_measured_where_there_are_rulers():
 
 
 @pytest.mark.parametrize("continuous", ["latents", "base"])
-def test_of_continuous_models_the_distances_are_left(continuous):
+def test_evaluate_accepts_continuous_models(continuous):
+    """Continuous latents have distances, but neither rates nor codebook usage."""
     kl = KLConfig(channels=(32, 32), blocks=1, latent_dim=4)
     config = replace(TINY, codebook_size=None) if continuous == "latents" else replace(TINY, base=kl)
     result = evaluate(Rulers(model=model(config)), [pictures(3)], [0.2])
@@ -266,14 +279,16 @@ def test_of_continuous_models_the_distances_are_left(continuous):
     assert draw(result, "png").startswith(b"\x89PNG")
 
 
-def test_flat_images_leave_every_number_finite(rulers):
+def test_evaluate_is_finite_on_flat_images(rulers):
+    """An evaluation of flat images holds finite numbers only."""
     result = evaluate(rulers, [np.zeros((2, 16, 16, 3), np.uint8)], [0.2])
     json.dumps(result.to_json(), allow_nan=False)
     assert result.mean_color.psnr == 100
     assert result.adaptive[0].spearman_jpeg == 0
 
 
-def test_what_workers_send_arrives_unchanged_counts_once_and_in_order(rulers):
+def test_collected_restores_parts_in_order(rulers):
+    """Measurements of workers arrive unchanged, count once and are put in order."""
     measured = measure(rulers, pictures(4), np.array([True, False, True, False]))
     again = Measured.unpack(measured.pack())
     for name, expected, found in zip(Measured._fields, measured, again, strict=True):
@@ -291,7 +306,8 @@ def test_what_workers_send_arrives_unchanged_counts_once_and_in_order(rulers):
 
 
 @given(st.integers(0, 300), st.integers(1, 9), st.integers(1, 5), st.integers(1, 400))
-def test_every_image_is_in_one_batch_and_batches_do_not_depend_on_the_workers(count, size, workers, most):
+def test_units_hold_every_image_once(count, size, workers, most):
+    """Every selected image is in one batch, and batches do not depend on the number of workers."""
     kept = spread(count, most)
     assert len(kept) == len(set(kept.tolist())) == min(count, most)
     rows = [Row(b"x", int(number)) for number in kept]
@@ -300,7 +316,8 @@ def test_every_image_is_in_one_batch_and_batches_do_not_depend_on_the_workers(co
     assert all(unit.first * size == rows.index(unit.rows[0]) for unit in found)
 
 
-def test_the_plots_show_every_curve(result):
+def test_draw_shows_every_curve(result):
+    """The plots are valid PNG and SVG files and name every curve, the same in every run."""
     picture = Image.open(io.BytesIO(draw(result, "png")))
     picture.load()
     assert picture.format == "PNG"
@@ -336,7 +353,8 @@ def run(folder: Path, output: str | None = None, **options) -> Evaluation:
     return job.run(str(folder / "photos"), output, **given)
 
 
-def test_a_whole_evaluation_on_ray(folder, ray_session, capsys):
+def test_run_on_ray_agrees_with_one_process(folder, ray_session, capsys):
+    """An evaluation on Ray equals one in this process, and its reports hold every section."""
     output = str(folder / "reports" / "small.model")
     options = {"thresholds": (0.2, 0.3), "against": str(folder / "other")}
     result = run(folder, output, workers=1, **options)
@@ -366,7 +384,8 @@ def _close(a, b) -> bool:
     return a == pytest.approx(b, rel=1e-4, abs=1e-6) if isinstance(a, float) else a == b
 
 
-def test_parquet_gives_what_files_give(folder):
+def test_run_on_parquet_agrees_with_files(folder):
+    """An evaluation of a Parquet table equals that of the same images as files."""
     files = sorted((folder / "photos").glob("*"))
     pq.write_table(pa.table({"photo": [file.read_bytes() for file in files]}), folder / "t.parquet", row_group_size=5)
     options = {"weights": str(folder / "weights"), "ray": False, "console": Console(quiet=True)}
@@ -379,7 +398,8 @@ def test_parquet_gives_what_files_give(folder):
     assert few.images + len(few.rejects) == 4
 
 
-def test_mistakes_are_sentences_before_anything_is_measured(folder, tmp_path):
+def test_run_refuses_mistakes_first(folder, tmp_path):
+    """Mistakes in options and inputs are reported with one sentence before anything is measured."""
     (tmp_path / "empty").mkdir()
     for options, sentence in (
         ({"thresholds": (0.1, -1.0)}, "positive numbers, such as 0.1, got -1"),

@@ -103,7 +103,8 @@ def summary(**changes: object) -> DatasetSummary:
     return DatasetSummary(**(values | changes))  # type: ignore[arg-type]
 
 
-def test_one_page_with_all_that_was_measured() -> None:
+def test_page_shows_all_measurements() -> None:
+    """The page shows the facts of the dataset, and every length and score of every image."""
     page = Page(render(summary(), [picture(), picture("slug.jpg", chosen=3, satisfied=False)]))
     for told in (
         "1,234",
@@ -124,7 +125,8 @@ def test_one_page_with_all_that_was_measured() -> None:
     assert page.visible.count("threshold not met") == 1
 
 
-def test_fetches_nothing() -> None:
+def test_page_loads_nothing_from_elsewhere() -> None:
+    """The page refers to no address outside itself, and its security policy forbids it."""
     source = render(summary(dataset="https://host/x"), [picture()], [("a", "empty", "https://host/y")])
     page = Page(source)
     for tag, attributes in page.tags:
@@ -139,7 +141,8 @@ def test_fetches_nothing() -> None:
     assert policy.startswith("default-src 'none'; img-src data:;")
 
 
-def test_every_image_is_described_and_whole() -> None:
+def test_page_embeds_every_image_with_a_description() -> None:
+    """Every image is embedded in the page and has an alternative text."""
     page = Page(render(summary(), [picture()]))
     images = page.all("img")
     assert len(images) == 1 + 1 + len(LENGTHS)  # the large one, then the row
@@ -149,7 +152,8 @@ def test_every_image_is_described_and_whole() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WebP", "JPEG"])
-def test_says_what_its_images_are(kind: str) -> None:
+def test_page_names_the_format_of_its_images(kind: str) -> None:
+    """Embedded images carry the media type of their format."""
     one = GalleryImage(
         id="a",
         original=image(1, kind),
@@ -164,7 +168,8 @@ def test_says_what_its_images_are(kind: str) -> None:
     assert all((a["src"] or "").startswith(f"data:image/{kind.lower()};base64,") for a in images)
 
 
-def test_refuses_other_bytes() -> None:
+def test_page_refuses_other_image_formats() -> None:
+    """Bytes of another image format are refused and quoted."""
     one = GalleryImage(
         id="a",
         original=b"GIF89a",
@@ -180,7 +185,8 @@ def test_refuses_other_bytes() -> None:
 
 
 @pytest.mark.parametrize("chosen", range(len(LENGTHS)))
-def test_marks_the_chosen_length_once(chosen: int) -> None:
+def test_page_marks_the_chosen_length_once(chosen: int) -> None:
+    """The chosen length is marked once in the row, the captions and the chart of an image."""
     page = Page(render(summary(), [picture(chosen=chosen), picture()]))
     assert len(page.all("article")) == 2
     assert len(page.all("label", "chosen")) == 2
@@ -190,7 +196,8 @@ def test_marks_the_chosen_length_once(chosen: int) -> None:
     assert len(page.all("circle", "pick")) == 2
 
 
-def test_text_stays_text() -> None:
+def test_page_escapes_text() -> None:
+    """Markup and unprintable characters in names stay text."""
     clean = NASTY.replace("\ud800", "\ufffd").replace("\x00", "\ufffd")
     facts = summary(title=NASTY, criterion=NASTY, fingerprint=NASTY, dataset=NASTY, facts={NASTY: NASTY})
     source = render(facts, [picture(NASTY)], [(NASTY, NASTY, NASTY)])
@@ -210,7 +217,8 @@ def test_text_stays_text() -> None:
     higher=st.booleans(),
     chosen=st.integers(0, 3),
 )
-def test_any_name_and_scores_make_a_page(name, scores, threshold, higher, chosen) -> None:
+def test_page_accepts_any_name_and_score(name, scores, threshold, higher, chosen) -> None:
+    """Any name, score and threshold make a well-formed page with finite coordinates."""
     facts = summary(threshold=threshold, higher_is_better=higher)
     page = Page(render(facts, [picture(name, scores=tuple(scores), chosen=chosen)], [(name, "empty", name)]))
     numbers = [
@@ -219,7 +227,8 @@ def test_any_name_and_scores_make_a_page(name, scores, threshold, higher, chosen
     assert all(math.isfinite(float(value or "nan")) for value in numbers)
 
 
-def test_scores_that_are_no_numbers() -> None:
+def test_page_draws_finite_scores_only() -> None:
+    """Missing and infinite scores are written as words and not drawn."""
     page = Page(render(summary(), [picture(scores=(math.nan, math.inf, None, 0.02), chosen=3)]))
     assert page.text("span") == ["no score", "∞", "no score", "0.0200"]
     assert len(page.all("circle", "dot")) == 1
@@ -227,7 +236,8 @@ def test_scores_that_are_no_numbers() -> None:
     assert "nan" not in page.visible
 
 
-def test_fixed_lengths_have_no_scores() -> None:
+def test_page_of_fixed_lengths_has_no_scores() -> None:
+    """The page of a dataset with a fixed length mentions neither thresholds nor scores."""
     facts = summary(criterion="fixed:48", threshold=None, histogram={48: 1234})
     page = Page(render(facts, [picture(scores=(), satisfied=False)]))
     assert "fixed:48" in page.visible
@@ -237,14 +247,16 @@ def test_fixed_lengths_have_no_scores() -> None:
     assert "score" not in page.visible
 
 
-def test_no_pictures() -> None:
+def test_page_without_images_explains_itself() -> None:
+    """A dataset without images makes a page that says so."""
     page = Page(render(summary(images=0, histogram={}, mean_tokens=math.nan), []))
     assert page.all("article") == page.all("img") == page.all("table") == []
     assert "No photograph was tokenized" in page.visible
     assert "nan" not in page.visible
 
 
-def test_rejects() -> None:
+def test_page_lists_rejects() -> None:
+    """The page lists rejected files with reason and message, where there are any."""
     rejects = [("a.jpg", "truncated", "ends early"), ("b.jpg", "empty", "no bytes")]
     page = Page(render(summary(), [], rejects))
     cells = page.text("td")
@@ -255,6 +267,7 @@ def test_rejects() -> None:
 
 
 def test_histogram_counts_every_length() -> None:
+    """The histogram shows the count and share of every length, in bars of proportional height."""
     page = Page(render(summary(), [picture()]))
     assert page.text("td") == ["16", "34", "2.8%", "32", "0", "0.0%", "48", "1,200", "97.2%", "64", "0", "0.0%"]
     bars = [float(a["height"] or "nan") for a in page.all("rect", "bar")]
@@ -263,7 +276,8 @@ def test_histogram_counts_every_length() -> None:
     assert "16 tokens: 34 photographs; 32 tokens: 0 photographs" in page.text("desc")[0]
 
 
-def test_sorts_by_name_tokens_and_score() -> None:
+def test_page_ranks_by_name_tokens_and_score() -> None:
+    """Every image carries its rank by name, number of tokens and score, for the script to sort by."""
     pictures = [
         picture("b", chosen=3),
         picture("c", chosen=0, scores=(math.nan,) * 4),
@@ -282,13 +296,15 @@ def test_sorts_by_name_tokens_and_score() -> None:
     assert order("score", higher_is_better=True) == [0, 2, 1]
 
 
-def test_everything_shows_without_the_script() -> None:
+def test_page_works_without_its_script() -> None:
+    """Without the script, the page hides nothing but the tools that need it."""
     page = Page(render(summary(), [picture()]))
     hidden = [(tag, a.get("class")) for tag, a in page.tags if "hidden" in a]
     assert hidden == [("div", "tools")]
 
 
-def test_ids_are_unique_and_references_resolve() -> None:
+def test_page_has_unique_ids_and_valid_references() -> None:
+    """Ids are unique, and labels refer to existing ids."""
     page = Page(render(summary(), [picture(), picture()]))
     ids = [a["id"] for _, a in page.tags if "id" in a]
     assert len(ids) == len(set(ids))
@@ -299,7 +315,8 @@ def test_ids_are_unique_and_references_resolve() -> None:
     assert all(a["aria-label"] for a in page.all("input"))
 
 
-def test_same_arguments_same_page() -> None:
+def test_page_is_deterministic() -> None:
+    """The same arguments give the same page."""
     first = render(summary(), [picture()], [("a", "empty", "")])
     assert first == render(summary(), [picture()], [("a", "empty", "")])
     assert not re.search(r"0x[0-9a-f]{6}", first)
@@ -316,7 +333,8 @@ def test_same_arguments_same_page() -> None:
         ({"chosen": -1}, "got -1"),
     ],
 )
-def test_refuses_pictures_that_do_not_add_up(changes: dict[str, object], told: str) -> None:
+def test_gallery_image_refuses_inconsistent_fields(changes: dict[str, object], told: str) -> None:
+    """Lengths, reconstructions, scores and choice of an image must be consistent."""
     one = picture()
     values = {name: getattr(one, name) for name in GalleryImage.__dataclass_fields__}
     with pytest.raises(ValueError, match=told):

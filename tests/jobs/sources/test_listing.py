@@ -59,19 +59,22 @@ def pairs(plan: Plan) -> dict[str, bytes | None]:
 # -------------------------------------------------------------------- listing
 
 
-def test_a_folder_gives_its_images_at_any_depth_under_their_relative_paths(tmp_path: Path) -> None:
+def test_listing_of_a_folder_gives_relative_paths(tmp_path: Path) -> None:
+    """A folder gives its image files at any depth, with their relative paths as ids."""
     write(tmp_path, "b.JPG", "a/1.png", "a/deep/2.jpeg", "a/note.txt", "x.jpg/inside.webp")
     found = pairs(plan_of(tmp_path))
     assert found == {n: n.encode() for n in ("b.JPG", "a/1.png", "a/deep/2.jpeg", "x.jpg/inside.webp")}
 
 
 @pytest.mark.parametrize("form", ["{}/", "{}/../in", "file://{}"])
-def test_a_folder_may_be_named_in_other_ways(tmp_path: Path, form: str) -> None:
+def test_listing_accepts_other_forms_of_a_path(tmp_path: Path, form: str) -> None:
+    """A trailing slash, a path through the parent and a file URI name the same folder."""
     write(tmp_path / "in", "a.jpg", "b/c.jpg")
     assert plan_of(form.format(tmp_path / "in")) == plan_of(tmp_path / "in")
 
 
-def test_a_relative_folder_is_meant_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listing_resolves_relative_folders_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative folder is resolved against the working folder at the time of planning."""
     write(tmp_path / "in", "a.jpg")
     monkeypatch.chdir(tmp_path)
     plan = plan_of("in")
@@ -79,26 +82,30 @@ def test_a_relative_folder_is_meant_from_here(tmp_path: Path, monkeypatch: pytes
     assert pairs(plan) == {"a.jpg": b"a.jpg"}
 
 
-def test_hidden_files_and_folders_are_skipped(tmp_path: Path) -> None:
+def test_listing_skips_hidden_files(tmp_path: Path) -> None:
+    """Hidden files and folders are skipped."""
     write(tmp_path, "a.jpg", ".b.jpg", ".thumbs/c.jpg", "d/.e.jpg")
     assert set(pairs(plan_of(tmp_path))) == {"a.jpg"}
     assert set(pairs(plan_of(f"file://{tmp_path}"))) == {"a.jpg"}
 
 
-def test_a_glob_gives_ids_relative_to_its_fixed_part(tmp_path: Path) -> None:
+def test_listing_of_a_glob_gives_ids_below_its_fixed_part(tmp_path: Path) -> None:
+    """A glob gives ids that are relative to its part without wildcards."""
     write(tmp_path, "a/1.jpg", "b/2.jpg", "b/3.png", "b/deep/4.jpg")
     assert pairs(plan_of(tmp_path / "*" / "*.jpg")) == {"a/1.jpg": b"a/1.jpg", "b/2.jpg": b"b/2.jpg"}
     assert set(pairs(plan_of(tmp_path / "b" / "**" / "*.jpg"))) == {"2.jpg", "deep/4.jpg"}
 
 
-def test_a_glob_works_from_a_folder_whose_name_looks_like_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listing_takes_wildcards_of_existing_names_literally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wildcard characters in the name of an existing folder are taken literally."""
     write(tmp_path / "[2020] trip*", "1.jpg", "2.jpg")
     monkeypatch.chdir(tmp_path / "[2020] trip*")
     assert set(pairs(plan_of("*.jpg"))) == {"1.jpg", "2.jpg"}
     assert set(pairs(plan_of(tmp_path / "[2020] trip*"))) == {"1.jpg", "2.jpg"}
 
 
-def test_one_image_and_one_table_are_inputs_too(tmp_path: Path) -> None:
+def test_open_input_accepts_a_single_file(tmp_path: Path) -> None:
+    """A single image or a single table is an input, under its file's name."""
     write(tmp_path, "a b.jpg", "other.jpg")
     assert pairs(plan_of(tmp_path / "a b.jpg")) == {"a b.jpg": b"a b.jpg"}
     path = table(tmp_path / "t.parquet", 3)
@@ -106,7 +113,8 @@ def test_one_image_and_one_table_are_inputs_too(tmp_path: Path) -> None:
     assert pairs(plan_of(path)) == pairs(plan_of(f"file://{path}")) == expected
 
 
-def test_a_folder_of_tables_is_read_in_order(tmp_path: Path) -> None:
+def test_tables_of_a_folder_are_read_in_order(tmp_path: Path) -> None:
+    """The tables of a folder are read in the order of their names."""
     table(tmp_path / "b.parquet", 3)
     table(tmp_path / "a" / "z.PARQUET", 2)
     assert [name for part in read(plan_of(tmp_path)) for name in part.ids] == [
@@ -114,7 +122,8 @@ def test_a_folder_of_tables_is_read_in_order(tmp_path: Path) -> None:
     ]
 
 
-def test_strange_names_become_readable_ids_and_can_be_read(tmp_path: Path) -> None:
+def test_listing_escapes_names_that_are_not_utf8(tmp_path: Path) -> None:
+    """File names with any bytes become readable ids, and the files can be read."""
     names = ["a b.jpg", "ü/日本.jpg", "new\nline.jpg", "100%.jpg", "quote'\".jpg", "emoji 🎈.png"]
     write(tmp_path, *names, NOT_UTF8, b"\xff\xfe/x.jpg")
     expected = {name: name.encode() for name in names} | {
@@ -124,12 +133,14 @@ def test_strange_names_become_readable_ids_and_can_be_read(tmp_path: Path) -> No
     assert pairs(plan_of(tmp_path)) == pairs(plan_of(tmp_path / "**" / "*")) == expected
 
 
-def test_a_table_may_have_a_strange_name_too(tmp_path: Path) -> None:
+def test_tables_may_have_names_that_are_not_utf8(tmp_path: Path) -> None:
+    """A table whose name is not UTF-8 can be read."""
     table(tmp_path / "t.parquet", 1).rename(tmp_path / "\udcff.parquet")
     assert pairs(plan_of(tmp_path)) == {"%FF.parquet#0": b"t.parquet 0"}
 
 
-def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+def test_listing_follows_links_without_cycles(tmp_path: Path) -> None:
+    """Links to folders are followed, and cycles end."""
     write(tmp_path, "in/a.jpg", "in/b/c.jpg", "elsewhere/d.jpg")
     (tmp_path / "in" / "up").symlink_to(tmp_path / "in")
     (tmp_path / "in" / "b" / "over").symlink_to("../../elsewhere")
@@ -146,9 +157,10 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> Non
     stems=st.sets(st.text("abcé /", min_size=1, max_size=5).filter(lambda s: s.strip("/ ") == s and "//" not in s)),
     rows_per_file=st.integers(1, 9),
 )
-def test_every_image_is_in_exactly_one_shard_and_slices_depend_on_the_listing_alone(
+def test_shards_partition_the_listing(
     tmp_path_factory: pytest.TempPathFactory, stems: set[str], rows_per_file: int
 ) -> None:
+    """Every image is in exactly one shard, and shards depend on the listing alone."""
     one, other = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("other")
     names = [f"{stem}.jpg" for stem in stems] + ["last.png"]
     write(one, *names)
@@ -164,14 +176,16 @@ def test_every_image_is_in_exactly_one_shard_and_slices_depend_on_the_listing_al
 
 
 @pytest.mark.parametrize("rows_per_file", [1, 2, 3, 4, 7, 11, 50])
-def test_a_slice_reads_its_rows_across_row_groups(tmp_path: Path, rows_per_file: int) -> None:
+def test_table_shards_read_rows_across_row_groups(tmp_path: Path, rows_per_file: int) -> None:
+    """A shard of a table reads exactly its rows, wherever row groups begin and end."""
     table(tmp_path / "t.parquet", 11, row_group_size=3, label=list(range(11)))
     plan = plan_of(tmp_path, rows_per_file, keep=["label"])
     assert pairs(plan) == {f"t.parquet#{row}": f"t.parquet {row}".encode() for row in range(11)}
     assert [value for part in read(plan) for value in part.kept[0].to_pylist()] == list(range(11))
 
 
-def test_slices_of_rows_keep_everything_together() -> None:
+def test_rows_slices_keep_columns_aligned() -> None:
+    """Slices of rows keep ids, data, errors and kept columns aligned."""
     kept = pa.array(range(5))
     rows = Rows(
         ids=list("abcde"), data=[b"1", None, b"3", b"4", None], errors=[None, "x", None, None, "y"], kept=[kept]
@@ -185,7 +199,8 @@ def test_slices_of_rows_keep_everything_together() -> None:
 # -------------------------------------------------------------------- reading
 
 
-def test_what_cannot_be_read_is_a_row_with_an_error_and_never_hangs(tmp_path: Path) -> None:
+def test_fetch_reports_unreadable_files_as_errors(tmp_path: Path) -> None:
+    """Missing files, folders, pipes, devices and broken links become rows with an error, without a hang."""
     write(tmp_path, "good.jpg", "gone.jpg", "folder.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "device.jpg").symlink_to("/dev/zero")
@@ -204,12 +219,14 @@ def test_what_cannot_be_read_is_a_row_with_an_error_and_never_hangs(tmp_path: Pa
     assert [data for data, error in zip(rows.data, rows.errors, strict=True) if error] == [None] * 6
 
 
-def test_of_a_file_that_is_too_large_one_byte_too_many_is_read(tmp_path: Path) -> None:
+def test_fetch_reads_one_byte_beyond_the_limit(tmp_path: Path) -> None:
+    """Of a file above the size limit, one byte beyond the limit is read."""
     (tmp_path / "a.jpg").write_bytes(b"x" * 5000)
     assert [len(data or b"") for part in read(plan_of(tmp_path), max_bytes=100) for data in part.data] == [101]
 
 
-def test_structs_of_bytes_and_path_are_images_and_without_bytes_their_paths_are_followed(tmp_path: Path) -> None:
+def test_tables_of_structs_hold_bytes_or_paths(tmp_path: Path) -> None:
+    """Cells of bytes and path give their bytes or the file beside the table, and null cells an error."""
     cells = [{"bytes": b"1", "path": "p"}, {"bytes": None, "path": "q"}, None, {"bytes": b"4", "path": None}]
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     pq.write_table(pa.table({"image": pa.array(cells, kind)}), tmp_path / "t.parquet", row_group_size=3)
@@ -221,19 +238,22 @@ def test_structs_of_bytes_and_path_are_images_and_without_bytes_their_paths_are_
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
-def test_null_image_cells_are_errors(tmp_path: Path, kind: pa.DataType) -> None:
+def test_tables_report_null_cells_as_errors(tmp_path: Path, kind: pa.DataType) -> None:
+    """A null cell in the image column becomes a row with an error."""
     pq.write_table(pa.table({"photo": pa.array([b"1", None, b"3"], kind)}), tmp_path / "t.parquet")
     (rows,) = read(plan_of(tmp_path, 10, image_column="photo"))
     assert rows.data == [b"1", None, b"3"]
     assert rows.errors[1] == "the column 'photo' is null here"
 
 
-def test_ids_may_come_from_a_column_of_any_plain_type(tmp_path: Path) -> None:
+def test_tables_take_ids_from_a_column_of_any_plain_type(tmp_path: Path) -> None:
+    """Ids may come from a column of numbers, as text."""
     table(tmp_path / "t.parquet", 3, key=pa.array([7, 5, 6], pa.int32()))
     assert list(pairs(plan_of(tmp_path, id_column="key"))) == ["7", "5", "6"]
 
 
-def test_kept_columns_keep_their_types_and_colliding_names_get_a_prefix(tmp_path: Path) -> None:
+def test_kept_columns_keep_types_and_prefix_collisions(tmp_path: Path) -> None:
+    """Kept columns keep their types, and names that collide with ours get a prefix."""
     boxes = pa.array(
         [[{"x": 1, "tags": ["a"]}], [], None], pa.list_(pa.struct({"x": pa.int8(), "tags": pa.list_(pa.string())}))
     )
@@ -252,7 +272,8 @@ def test_kept_columns_keep_their_types_and_colliding_names_get_a_prefix(tmp_path
     assert first.kept[2].to_pylist() + second.kept[2].to_pylist() == ["cat", None, "dog"]
 
 
-def test_a_kept_column_may_be_nullable_in_one_file_only(tmp_path: Path) -> None:
+def test_kept_columns_are_nullable(tmp_path: Path) -> None:
+    """A kept column may be nullable in one file only, and is nullable in the output."""
     table(tmp_path / "a.parquet", 2, label=pa.array([None, "x"]))
     strict = pa.schema([pa.field("image", pa.binary()), pa.field("label", pa.string(), nullable=False)])
     pq.write_table(pa.table({"image": [b"1"], "label": ["y"]}, strict), tmp_path / "b.parquet")
@@ -268,7 +289,8 @@ def refusal(source: Path | str, rows_per_file: int = 2, **options: object) -> st
     return str(caught.value)
 
 
-def test_an_input_without_images_is_refused(tmp_path: Path) -> None:
+def test_open_input_refuses_an_input_without_images(tmp_path: Path) -> None:
+    """An input without images is refused."""
     assert "no images in" in refusal(tmp_path)
     write(tmp_path, "a.dat", "b/.jpg")
     assert ".jpeg" in refusal(tmp_path)
@@ -277,11 +299,13 @@ def test_an_input_without_images_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("uri", ["nowhere", "/nowhere/at/all", "file:///nowhere/at/all"])
-def test_an_input_that_does_not_exist_is_refused(uri: str) -> None:
+def test_listing_refuses_a_missing_input(uri: str) -> None:
+    """An input that does not exist is refused."""
     assert "does not exist" in refusal(uri)
 
 
-def test_an_input_without_a_name_is_not_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listing_refuses_an_empty_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty name is refused and does not mean the working folder."""
     write(tmp_path, "a.jpg")
     monkeypatch.chdir(tmp_path)
     assert "has no name" in refusal("")
@@ -293,7 +317,8 @@ def repetition(source: Path, out: Path, **options: object) -> str:
     return str(caught.value)
 
 
-def test_two_images_with_one_id_are_refused_with_their_number_and_an_example(tmp_path: Path) -> None:
+def test_write_plan_refuses_repeated_and_empty_ids(tmp_path: Path) -> None:
+    """Repeated and empty ids are refused with their number and an example."""
     write(tmp_path / "files", "%FF.jpg", b"\xff.jpg", "a.jpg")
     out = tmp_path / "out"
     assert "1 of the file names" in (message := repetition(tmp_path / "files", out))
@@ -307,49 +332,57 @@ def test_two_images_with_one_id_are_refused_with_their_number_and_an_example(tmp
     assert "'%FF.parquet'" in refusal(tmp_path / "tables")
 
 
-def test_ids_must_be_unique_across_files_too(tmp_path: Path) -> None:
+def test_write_plan_refuses_ids_repeated_across_files(tmp_path: Path) -> None:
+    """Ids must be unique across files too."""
     table(tmp_path / "a.parquet", 2, key=["a", "b"])
     table(tmp_path / "b.parquet", 2, key=["c", "a"])
     assert "'a'" in repetition(tmp_path, tmp_path / "out", id_column="key")
 
 
-def test_a_missing_column_is_refused_with_those_there(tmp_path: Path) -> None:
+def test_tables_refuse_a_missing_column(tmp_path: Path) -> None:
+    """A missing column is refused, with the columns that exist."""
     table(tmp_path / "t.parquet", label=list("abcde"))
     for options in ({"image_column": "jpg"}, {"keep": ["jpg"]}, {"id_column": "jpg"}):
         assert "has no column 'jpg'; it has image, label" in refusal(tmp_path, **options)
 
 
-def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+def test_tables_refuse_a_duplicate_column(tmp_path: Path) -> None:
+    """A table that has the image column twice is refused."""
     pq.write_table(pa.table([pa.array([b"1"]), pa.array([b"2"])], ["image", "image"]), tmp_path / "t.parquet")
     assert "'t.parquet' has several columns 'image'" in refusal(tmp_path)
 
 
-def test_a_column_that_holds_no_bytes_is_refused(tmp_path: Path) -> None:
+def test_tables_refuse_an_image_column_without_bytes(tmp_path: Path) -> None:
+    """An image column of another type than bytes is refused, with its type."""
     table(tmp_path / "t.parquet", label=list(range(5)), url=[{"path": "x"}] * 5)
     assert "must hold image bytes" in (message := refusal(tmp_path, image_column="label"))
     assert "int64" in message
     assert "must hold image bytes" in refusal(tmp_path, image_column="url")
 
 
-def test_parquet_options_are_refused_for_files(tmp_path: Path) -> None:
+def test_open_input_refuses_table_options_for_files(tmp_path: Path) -> None:
+    """Options about columns are refused for image files."""
     write(tmp_path, "a.jpg")
     assert "--keep needs a table or a list" in refusal(tmp_path, keep=["label"])
     assert "--id-column needs a table or a list" in refusal(tmp_path, id_column="label")
 
 
-def test_a_column_kept_twice_is_refused(tmp_path: Path) -> None:
+def test_kept_columns_refuse_duplicates(tmp_path: Path) -> None:
+    """A column that would be twice in the output is refused."""
     table(tmp_path / "t.parquet", id=[1] * 5, input_id=[2] * 5)
     assert "twice" in refusal(tmp_path, keep=["id", "id"])
     assert "input_id, input_id" in refusal(tmp_path, keep=["id", "input_id"])
 
 
-def test_kept_columns_of_differing_types_are_refused(tmp_path: Path) -> None:
+def test_kept_columns_refuse_differing_types(tmp_path: Path) -> None:
+    """A kept column must have the same type in every table."""
     table(tmp_path / "a.parquet", label=[1] * 5)
     table(tmp_path / "b.parquet", label=["x"] * 5)
     assert "'b.parquet' has other types" in refusal(tmp_path, keep=["label"])
 
 
-def test_unreadable_parquet_is_refused(tmp_path: Path) -> None:
+def test_tables_refuse_unreadable_files(tmp_path: Path) -> None:
+    """A table that is cut, a pipe or a broken link is refused."""
     path = table(tmp_path / "cut.parquet")
     path.write_bytes(path.read_bytes()[:-20])
     assert "'cut.parquet' cannot be read as a table" in refusal(tmp_path)
@@ -361,7 +394,8 @@ def test_unreadable_parquet_is_refused(tmp_path: Path) -> None:
     assert "cannot be read as a table" in refusal(tmp_path)
 
 
-def test_parquet_without_rows_is_refused_and_beside_others_harmless(tmp_path: Path) -> None:
+def test_tables_without_rows_are_skipped(tmp_path: Path) -> None:
+    """Tables without rows are skipped, and refused where there are no others."""
     table(tmp_path / "a.parquet", 0)
     assert "have no rows" in refusal(tmp_path)
     table(tmp_path / "b.parquet", 2)
@@ -369,11 +403,13 @@ def test_parquet_without_rows_is_refused_and_beside_others_harmless(tmp_path: Pa
 
 
 @pytest.mark.parametrize("rows", [0, -3])
-def test_a_shard_holds_at_least_one_image(tmp_path: Path, rows: int) -> None:
+def test_open_input_refuses_shards_without_rows(tmp_path: Path, rows: int) -> None:
+    """The number of rows per file must be at least 1."""
     assert f"--rows-per-file must be at least 1, got {rows}" in refusal(tmp_path, rows)
 
 
-def test_a_folder_that_cannot_be_listed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listing_refuses_an_unreadable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder without read permission is refused, with the system's reason."""
     write(tmp_path, "a.jpg")
 
     def denied(path: object) -> None:

@@ -124,7 +124,8 @@ def everything(plan: StoredPlan) -> tuple[list[str], list[bytes | None], list[st
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_tables_and_lists_give_their_images_ids_and_nested_columns(photos: Path, tmp_path: Path, form: Any) -> None:
+def test_open_input_reads_every_form_alike(photos: Path, tmp_path: Path, form: Any) -> None:
+    """Every form of table and list gives the same images, ids and nested columns."""
     plan = planned(str(photos / form(photos)), tmp_path, id_column="key", keep=["label"])
     ids, data, errors, kept = everything(plan)
     assert ids == names("k{}")
@@ -136,7 +137,8 @@ def test_tables_and_lists_give_their_images_ids_and_nested_columns(photos: Path,
 
 
 @pytest.mark.parametrize("form", [bytes_parquet, arrow_file, links_parquet, jsonl])
-def test_single_rows_are_read_in_any_order(photos: Path, form: Any) -> None:
+def test_read_rows_reads_rows_in_any_order(photos: Path, form: Any) -> None:
+    """Single rows of an input are read in any order, repeated ones too."""
     found = open_input(str(photos / form(photos)), rows_per_file=3)
     plan = Plan(source=found.source, shards=tuple(found.shards))
     numbers = [5, 0, 3, 5]
@@ -149,7 +151,8 @@ def test_single_rows_are_read_in_any_order(photos: Path, form: Any) -> None:
 
 
 @pytest.mark.parametrize("separator", [",", "\t"])
-def test_a_list_with_columns_keeps_their_types(photos: Path, tmp_path: Path, separator: str) -> None:
+def test_lists_keep_the_types_of_columns(photos: Path, tmp_path: Path, separator: str) -> None:
+    """A CSV or TSV list keeps numbers as numbers, quoted text whole and ids as text."""
     lines = [separator.join(("key", "image", "score", "caption"))]
     lines += [separator.join((f"00{i}", f"files/{i}.jpg", f"{i / 2}", f'"a ""{i}"",\n two"')) for i in range(COUNT)]
     path = photos / ("l.csv" if separator == "," else "l.tsv")
@@ -195,9 +198,8 @@ def web(photos: Path) -> Iterator[str]:
         thread.join()
 
 
-def test_a_plain_list_may_name_files_here_and_on_the_web_and_what_fails_is_one_image(
-    photos: Path, tmp_path: Path, web: str
-) -> None:
+def test_lists_name_files_and_web_addresses(photos: Path, tmp_path: Path, web: str) -> None:
+    """A plain list names local files and web addresses, and each failure concerns one image."""
     lines = ["files/0.jpg", str(photos / "files" / "1.jpg"), f"file://{photos}/files/2.jpg", f"{web}/files/3.jpg"]
     lines += [f"{web}/flaky/4.jpg", f"{web}/files/gone.jpg", f"{web}/short.jpg", "files/gone.jpg", "ftpx://x/y.jpg"]
     lines += ["http://127.0.0.1:9/closed.jpg"]
@@ -214,7 +216,8 @@ def test_a_plain_list_may_name_files_here_and_on_the_web_and_what_fails_is_one_i
     assert "refused" in str(errors[9])
 
 
-def test_a_list_on_the_object_store_names_its_neighbours_and_images_elsewhere(bucket: Any, tmp_path: Path) -> None:
+def test_lists_on_s3_name_relative_and_absolute_objects(bucket: Any, tmp_path: Path) -> None:
+    """A list on S3 names objects beside it and objects by URI."""
     query, _, _ = bucket
     folder = parse_uri(f"s3://photos/forms?{query}")
     for i, data in enumerate(PICTURES):
@@ -227,7 +230,8 @@ def test_a_list_on_the_object_store_names_its_neighbours_and_images_elsewhere(bu
     assert "cannot be read" in str(errors[3])
 
 
-def test_folders_globs_and_tables_on_the_object_store(bucket: Any, tmp_path: Path) -> None:
+def test_listing_of_s3_finds_folders_globs_and_tables(bucket: Any, tmp_path: Path) -> None:
+    """Folders, globs and tables on S3 are listed and read as local ones are."""
     query, _, _ = bucket
     folder = parse_uri(f"s3://photos/globs?{query}")
     for i, data in enumerate(PICTURES):
@@ -269,7 +273,8 @@ def make_tar(path: Path, mode: str = "w") -> Path:
 
 
 @pytest.mark.parametrize(("suffix", "mode"), [(".tar", "w"), (".tar.gz", "w:gz"), (".tgz", "w:gz")])
-def test_tars_are_read_from_front_to_back_sample_by_sample(tmp_path: Path, suffix: str, mode: str) -> None:
+def test_tars_are_read_sample_by_sample(tmp_path: Path, suffix: str, mode: str) -> None:
+    """A tar is read in order, one row per sample, with the text beside the image as kept columns."""
     make_tar(tmp_path / f"a{suffix}", mode)
     plan = planned(str(tmp_path), tmp_path / "out", keep=["txt", "json"])
     ids, data, errors, kept = everything(plan)
@@ -283,7 +288,8 @@ def test_tars_are_read_from_front_to_back_sample_by_sample(tmp_path: Path, suffi
     assert (plan.images, plan.shards) == (None, 1)
 
 
-def test_a_tar_that_was_cut_gives_what_it_has_and_says_so(tmp_path: Path) -> None:
+def test_tars_that_are_cut_end_with_an_error(tmp_path: Path) -> None:
+    """A tar that is cut gives the images before the cut and one row with an error."""
     whole = make_tar(tmp_path / "whole.tar").read_bytes()
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "cut.tar").write_bytes(whole[: len(whole) // 2])
@@ -294,7 +300,8 @@ def test_a_tar_that_was_cut_gives_what_it_has_and_says_so(tmp_path: Path) -> Non
     assert data[0] == PICTURES[0]
 
 
-def test_a_limit_takes_the_first_images(photos: Path, tmp_path: Path) -> None:
+def test_write_plan_limit_takes_the_first_images(photos: Path, tmp_path: Path) -> None:
+    """A limit takes the first images of every countable input and is refused for tars."""
     for i, form in enumerate((lambda folder: "files", bytes_parquet, jsonl)):
         plan = planned(str(photos / form(photos)), tmp_path / str(i), limit=5)
         assert everything(plan)[1] == PICTURES[:5]
@@ -304,7 +311,8 @@ def test_a_limit_takes_the_first_images(photos: Path, tmp_path: Path) -> None:
         planned(str(tmp_path / "a.tar"), tmp_path / "t", limit=5)
 
 
-def test_a_stored_plan_is_the_same_from_its_record(photos: Path, tmp_path: Path) -> None:
+def test_plan_of_record_restores_the_plan(photos: Path, tmp_path: Path) -> None:
+    """A stored plan is the same when it is read from the job's record."""
     for name in ("files", bytes_parquet(photos), jsonl(photos)):
         options: dict[str, Any] = {} if name == "files" else {"keep": ["label"], "id_column": "key"}
         plan = planned(str(photos / name), tmp_path / name, **options)
@@ -317,9 +325,10 @@ def test_a_stored_plan_is_the_same_from_its_record(photos: Path, tmp_path: Path)
         assert plan.ids(2) == (None if name == "t.parquet" else plan.ids(2))
 
 
-def test_ids_are_counted_by_ray_data_where_there_are_many(
+def test_repeated_ids_agrees_with_and_without_ray(
     ray_session: None, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Repeated and empty ids are counted alike in this process and by Ray Data."""
     files = []
     for number, ids in enumerate((["a", "b", "c"], ["d", "b", None], ["b", "c", "e"])):
         pq.write_table(pa.table({"key": ids}), tmp_path / f"{number}.parquet")
@@ -333,7 +342,8 @@ def test_ids_are_counted_by_ray_data_where_there_are_many(
     assert example in ("b", "c")
 
 
-def test_lists_that_cannot_be_used_are_refused_with_what_they_have(photos: Path, tmp_path: Path) -> None:
+def test_lists_refuse_what_cannot_be_used(photos: Path, tmp_path: Path) -> None:
+    """Lists that are empty, malformed, without the column or with repeated ids are refused."""
     cases = {
         "empty.txt": ("", "is empty"),
         "a.csv": ("url,caption\nx.jpg,y\n", "no column 'image'; it has url, caption"),
@@ -361,7 +371,8 @@ def tar_of(path: Path, *members: tuple[str, bytes]) -> bytes:
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut"])
-def test_a_damaged_header_in_a_tar_is_not_taken_for_its_end(tmp_path: Path, damage: str) -> None:
+def test_tars_report_a_damaged_header(tmp_path: Path, damage: str) -> None:
+    """A damaged header in a tar is reported and not taken for the end of the tar."""
     whole = bytearray(tar_of(tmp_path / "a.tar", *((f"{i}.png", PICTURES[i][:400]) for i in range(3))))
     second = 512 + 512  # after the first header and its file
     if damage == "flip":
@@ -372,7 +383,8 @@ def test_a_damaged_header_in_a_tar_is_not_taken_for_its_end(tmp_path: Path, dama
     assert "header" in str(errors[-1]) or "unexpected end" in str(errors[-1])
 
 
-def test_images_of_one_key_links_and_odd_names_in_a_tar_are_all_there(tmp_path: Path) -> None:
+def test_tars_give_every_member_an_id(tmp_path: Path) -> None:
+    """Images that share a key, repeated names, odd names and links in a tar all become rows."""
     members = [(name, PICTURES[0]) for name in ("a.png", "a.jpg", "b.png", "b.png", "caf\udce9.png")]
     tar_of(tmp_path / "a.tar", *members)
     with tarfile.open(tmp_path / "a.tar", "a") as tar:
@@ -386,7 +398,8 @@ def test_images_of_one_key_links_and_odd_names_in_a_tar_are_all_there(tmp_path: 
     assert errors[-1] == "it is a link to a.png"
 
 
-def test_words_that_look_like_something_else_stay_words(tmp_path: Path) -> None:
+def test_lists_do_not_convert_words(tmp_path: Path) -> None:
+    """Words such as NA, null and dates stay text."""
     (tmp_path / "a.csv").write_text('image,c\n"NA",NA\nb,null\nc,"nan"\nd,\n')
     ids, _, _, kept = everything(planned(str(tmp_path / "a.csv"), tmp_path / "1", keep=["c"]))
     assert ids == ["NA", "b", "c", "d"]
@@ -398,7 +411,8 @@ def test_words_that_look_like_something_else_stay_words(tmp_path: Path) -> None:
     assert kept == [[{"at": "2024-01-01"}, {"at": "2024-01-02"}]]
 
 
-def test_columns_that_nobody_asked_for_may_hold_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_ignore_other_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns that are not used may change their type within a list."""
     monkeypatch.setattr("jobs.sources.lists.BLOCK", 1000)
     rows = 200
     (tmp_path / "a.csv").write_text("image,zip\n" + "".join(f"{i}.jpg,{i}\n" for i in range(rows)) + "last.jpg,ABC\n")
@@ -410,7 +424,8 @@ def test_columns_that_nobody_asked_for_may_hold_anything(tmp_path: Path, monkeyp
     assert kept[0][-2:] == [None, "text"]
 
 
-def test_kept_views_become_plain_and_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
+def test_kept_columns_convert_views_and_refuse_others(tmp_path: Path) -> None:
+    """Kept string views become plain strings, and types that Parquet cannot hold are refused."""
     views = pa.array(["a", None, "c"], pa.string_view())
     table = pa.table({"image": PICTURES[:3], "v": views, "e": pa.array([{}] * 3, pa.struct([])), "l": [[1], [2], [3]]})
     with pa.ipc.new_file(tmp_path / "t.arrow", table.schema) as file:
@@ -423,7 +438,8 @@ def test_kept_views_become_plain_and_what_cannot_be_kept_is_refused(tmp_path: Pa
             planned(str(tmp_path / "t.arrow"), tmp_path / "2", **options)
 
 
-def test_odd_links_are_errors_of_their_own(tmp_path: Path, bucket: Any) -> None:
+def test_fetch_reports_malformed_uris_as_errors(tmp_path: Path, bucket: Any) -> None:
+    """Each malformed or unsupported URI in a list becomes a row with an error."""
     query, _, _ = bucket
     lines = [
         f"s3://bad bucket/x.png?{query}",
@@ -440,7 +456,8 @@ def test_odd_links_are_errors_of_their_own(tmp_path: Path, bucket: Any) -> None:
     assert "No such file" in str(errors[2])
 
 
-def test_a_glob_sees_unreadable_folders_and_no_circles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listing_of_a_glob_refuses_unreadable_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A glob ends on cycles and refuses folders that cannot be read."""
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.png").write_bytes(PICTURES[0])
     (tmp_path / "a" / "loop").symlink_to("..")
@@ -457,7 +474,8 @@ def test_a_glob_sees_unreadable_folders_and_no_circles(tmp_path: Path, monkeypat
         planned(str(tmp_path / "*" / "*.png"), tmp_path.parent / "glob-out2")
 
 
-def test_a_null_struct_is_null_whatever_lies_below_it(tmp_path: Path) -> None:
+def test_tables_take_null_structs_for_null(tmp_path: Path) -> None:
+    """A null struct is null even where its child holds bytes."""
     kind = pa.struct({"bytes": pa.binary()})
     cells = pa.StructArray.from_arrays(
         [pa.array(PICTURES[:3], pa.binary())], fields=list(kind), mask=pa.array([False, True, False])

@@ -24,7 +24,8 @@ from jobs.tokenization.shard import Job, decoded_batches, tokenize_shard
 from jobs.training.checkpoints import Checkpoints, Saved
 
 
-def test_a_file_is_written_whole_read_back_and_listed(bucket):
+def test_s3_file_is_written_read_and_listed(bucket):
+    """A file on S3 is written with one request, read back and listed."""
     query, folder, log = bucket
     where = parse_uri(f"s3://photos/some/folder?{query}")
     data = secrets.token_bytes(300_000)
@@ -37,7 +38,8 @@ def test_a_file_is_written_whole_read_back_and_listed(bucket):
     assert "uploads" not in log.read_text(), "a small file is one PUT, no multipart upload"
 
 
-def test_a_corpus_on_s3_becomes_a_dataset_on_s3_and_is_read_back(bucket, tmp_path):
+def test_s3_corpus_becomes_a_dataset_on_s3(bucket, tmp_path):
+    """Images on S3 become a dataset on S3 that can be read back."""
     query, _, _ = bucket
     base = VQGANConfig(channels=(4, 4), blocks=1, latent_dim=4, codebook_size=8, norm_groups=2)
     sizes = {"image_size": 16, "width": 16, "depth": 1, "heads": 2, "latents_per_iteration": 4, "iterations": 3}
@@ -63,7 +65,8 @@ def test_a_corpus_on_s3_becomes_a_dataset_on_s3_and_is_read_back(bucket, tmp_pat
     assert sum(len(dataset.decode(weights, rows)) for rows in dataset.batches(3)) == 5
 
 
-def test_a_bucket_that_is_not_named_or_not_there_is_a_sentence(bucket):
+def test_s3_refuses_a_missing_bucket(bucket):
+    """A URI without a bucket and a bucket that does not exist are refused with one sentence."""
     query, _, _ = bucket
     with pytest.raises(StorageError, match="names no bucket"):
         parse_uri("s3://")
@@ -71,7 +74,8 @@ def test_a_bucket_that_is_not_named_or_not_there_is_a_sentence(bucket):
         make_plan(f"s3://absent/in?{query}", rows_per_file=4)
 
 
-def test_options_and_credentials_that_are_wrong_are_a_sentence_each(bucket, monkeypatch):
+def test_s3_refuses_wrong_options_and_credentials(bucket, monkeypatch):
+    """Wrong options and credentials of a URI are refused with one sentence each, without secrets."""
     query, _, _ = bucket
     (parse_uri(f"s3://photos/locked?{query}") / "a.jpg").write(b"")
     for uri, expected in (
@@ -103,7 +107,8 @@ def test_options_and_credentials_that_are_wrong_are_a_sentence_each(bucket, monk
     assert make_plan(f"s3://photos/locked?{query}", rows_per_file=4).images == 1
 
 
-def test_a_file_written_in_pieces_appears_whole_or_not_at_all(bucket):
+def test_s3_upload_is_all_or_nothing(bucket):
+    """A file written in pieces appears whole, and not at all when the writer is interrupted."""
     query, folder, _ = bucket
     where = parse_uri(f"s3://photos/pieces?{query}")
     piece = secrets.token_bytes(1 << 20)
@@ -127,7 +132,8 @@ def test_a_file_written_in_pieces_appears_whole_or_not_at_all(bucket):
     assert where.names() == []
 
 
-def test_checkpoints_on_s3_are_kept_pruned_and_passed_over_where_damaged(bucket):
+def test_checkpoints_on_s3_are_pruned_and_checked(bucket):
+    """Checkpoints on S3 are kept, pruned and checked for damage as on a disk."""
     query, _, _ = bucket
     folder = parse_uri(f"s3://photos/run/checkpoints?{query}")
     said: list[str] = []

@@ -166,19 +166,21 @@ def service(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
         yield url
 
 
-def test_the_manifests_entrypoints_run_to_the_end(ran: Path) -> None:
+def test_submit_runs_the_manifests_entrypoints(ran: Path) -> None:
+    """The entrypoints of the jobs' manifests run to their end on a cluster."""
     assert (ran / "tokens" / "_manifest.json").exists()
     assert (ran / "run" / "weights" / "model.safetensors").exists()
 
 
-def test_the_manifests_service_answers(service: str, twelve_images: Path) -> None:
+def test_service_of_the_manifest_answers(service: str, twelve_images: Path) -> None:
+    """The service that the manifest deploys encodes an image."""
     with Client(service) as client:
         (result,) = client.encode([(twelve_images / "0.png").read_bytes()], criterion="fixed:16")
     assert len(result["ids"]) == 16
 
 
 @pytest.mark.parametrize("row", ["Service", "Tokenizing", "Training", "Cluster"])
-def test_every_panel_of_the_dashboard_has_something_to_show(
+def test_dashboard_panels_show_data(
     prometheus: str | None, ran: Path, service: str, twelve_images: Path, row: str
 ) -> None:
     """Of what ran on this cluster: it has no GPU and no autoscaler, and nothing was late."""
@@ -211,7 +213,8 @@ def seen(prometheus: str, query: str) -> list[float]:
     return [next(filter(math.isfinite, reversed(each)), math.nan) for each in values]
 
 
-def test_the_jobs_metrics_are_what_the_jobs_did(prometheus: str | None, ran: Path) -> None:
+def test_metrics_match_the_output_of_the_jobs(prometheus: str | None, ran: Path) -> None:
+    """The metrics in Prometheus equal the images, tokens, rejects and steps of the jobs."""
     if prometheus is None:
         pytest.skip("needs prometheus")
     tokens = pq.read_table(ran / "tokens" / "data", columns=["num_tokens"])["num_tokens"]
@@ -242,7 +245,8 @@ with ray_session():
 
 
 @pytest.mark.slow
-def test_mistakes_are_sentences_and_the_jobs_own_exit_code(head: Head, twelve_images: Path, tmp_path: Path) -> None:
+def test_submit_reports_the_jobs_errors_and_exit_code(head: Head, twelve_images: Path, tmp_path: Path) -> None:
+    """Errors of a job on the cluster arrive as one sentence with the job's exit code."""
     variables = os.environ | CALM | {"RAY_ADDRESS": head.address}
     rooms = subprocess.Popen([BIN / "python", "-c", NO_ROOM], env=variables, stdout=subprocess.PIPE, text=True)
     one = [twelve_images, tmp_path / "out", "--workers", "1", "--patience", "0.1"]
@@ -273,13 +277,15 @@ def test_mistakes_are_sentences_and_the_jobs_own_exit_code(head: Head, twelve_im
         ({"labels": ("moon",)}, "--labels takes labels such as tier=gpu, got 'moon'"),
     ],
 )
-def test_mistakes_are_sentences_before_anything_is_sent(options: dict[str, Any], words: str) -> None:
+def test_submit_refuses_wrong_options(options: dict[str, Any], words: str) -> None:
+    """Wrong options are refused with one sentence before anything is sent."""
     with pytest.raises(AlitError, match=re.escape(words)):
         submit(["tokenize", "a", "b"], SubmitOptions(**options))
 
 
 @pytest.mark.slow
-def test_an_environment_that_does_not_build_is_a_sentence(head: Head) -> None:
+def test_follow_reports_a_broken_environment(head: Head) -> None:
+    """A job whose environment cannot be built ends with one sentence and exit code 1."""
     job = {"entrypoint": "true", "submission_id": "bare"}
     job |= {"runtime_env": {"working_dir": "https://127.0.0.1:9/absent.zip"}}
     assert httpx.post(f"{head.url}/api/jobs/", json=job, headers=AUTHORIZED).is_success
@@ -291,7 +297,8 @@ def test_an_environment_that_does_not_build_is_a_sentence(head: Head) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_that_cannot_begin_says_why(head: Head) -> None:
+def test_submit_reports_why_a_job_is_pending(head: Head) -> None:
+    """A job that waits for a node reports why, and can be stopped."""
     job = alit(head, "--name", "nowhere", "--labels", "tier=moon", "tokenize", "a", "b")
     assert job.stderr is not None
     while "alit: job nowhere has not begun: it waits for a node" not in (line := job.stderr.readline()):
@@ -304,9 +311,8 @@ def test_a_job_that_cannot_begin_says_why(head: Head) -> None:
 
 
 @pytest.mark.slow
-def test_jobs_that_are_left_stopped_or_killed_leave_nothing_running(
-    head: Head, twelve_images: Path, tmp_path: Path
-) -> None:
+def test_stopped_and_killed_jobs_leave_no_processes(head: Head, twelve_images: Path, tmp_path: Path) -> None:
+    """Jobs that are interrupted, stopped or killed leave no processes on the cluster."""
     links = tmp_path / "links.txt"
     with socket.create_server(("127.0.0.1", 0)) as silent:  # its clients wait
         links.write_text("".join(f"http://127.0.0.1:{silent.getsockname()[1]}/{i}.png\n" for i in range(64)))
@@ -342,7 +348,7 @@ def test_jobs_that_are_left_stopped_or_killed_leave_nothing_running(
 
 
 @pytest.mark.slow
-def test_the_manifests_for_gpus_do_the_same(head: Head, twelve_images: Path, tmp_path: Path) -> None:
+def test_submit_runs_the_manifests_for_gpus(head: Head, twelve_images: Path, tmp_path: Path) -> None:
     """On a node that says that it has GPUs: Ray places the work on it, which is then done on the CPU.
 
     Training asks PyTorch for the GPU, so `--gpus on` becomes `off` here.
@@ -377,7 +383,8 @@ def test_the_manifests_for_gpus_do_the_same(head: Head, twelve_images: Path, tmp
 
 
 @pytest.mark.slow
-def test_a_head_that_is_lost_is_a_sentence(head: Head, twelve_images: Path, tmp_path: Path) -> None:
+def test_submit_reports_a_lost_head(head: Head, twelve_images: Path, tmp_path: Path) -> None:
+    """The loss of the cluster's head is reported with one sentence and exit code 2."""
     job = alit(head, "--name", "orphan", "tokenize", twelve_images, tmp_path / "out", "--worker-labels", "tier=moon")
     assert job.stderr is not None
     while "goes on if this command is interrupted" not in job.stderr.readline():

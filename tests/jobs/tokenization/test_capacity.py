@@ -36,13 +36,15 @@ RATES = Rates(
         (50, 8, 100, 10 - 5),  # one short shard
     ],
 )
-def test_the_job_lasts_as_long_as_its_busiest_worker(images: int, workers: int, rows: int, seconds: float) -> None:
+def test_estimate_lasts_as_long_as_the_busiest_worker(images: int, workers: int, rows: int, seconds: float) -> None:
+    """The estimated duration is that of the worker with the most images."""
     found = estimate(RATES, PlanOptions(images=images, workers=workers, rows_per_file=rows))
     assert found.seconds == pytest.approx(20 + seconds)
     assert found.worker_hours == pytest.approx(workers * found.seconds / 3600)
 
 
-def test_storage_requests_and_cost_follow_from_the_images() -> None:
+def test_estimate_counts_storage_requests_and_cost() -> None:
+    """Output size, requests and cost follow from the number of images and the layout of the corpus."""
     asked = PlanOptions(images=1e6, gpus=10, rows_per_file=1000, image_bytes=8 << 20, worker_hour=2, input="files")
     found = estimate(RATES, asked)
     assert found.shards == 1000
@@ -55,7 +57,8 @@ def test_storage_requests_and_cost_follow_from_the_images() -> None:
     assert (tables.puts, tables.gets) == (2000, 2000 + 1e6)
 
 
-def test_all_that_is_assumed_is_printed() -> None:
+def test_plan_prints_its_assumptions() -> None:
+    """The estimate is printed together with every assumption."""
     console = Console(file=io.StringIO(), width=200)
     plan(RATES, PlanOptions(images=1e9, gpus=64), console)
     said = console.file.getvalue()
@@ -68,7 +71,8 @@ def test_all_that_is_assumed_is_printed() -> None:
         assert words in said
 
 
-def test_rates_come_back_from_their_file_and_others_are_refused(tmp_path: Path) -> None:
+def test_rates_survive_their_file(tmp_path: Path) -> None:
+    """Rates are read back from their file, and files that hold no rates are refused."""
     RATES.save(tmp_path / "rates.json")
     assert Rates.read(tmp_path / "rates.json") == RATES
     for text in ("{}", "[]", "nonsense", '{"images_per_second": 0}'):
@@ -83,6 +87,7 @@ def test_rates_come_back_from_their_file_and_others_are_refused(tmp_path: Path) 
     ("changes", "words"),
     [({"workers": None}, "--gpus 64"), ({"images": 0}, "--images must be at least 1"), ({"workers": 0}, "--workers")],
 )
-def test_impossible_plans_are_refused(changes: dict, words: str) -> None:
+def test_estimate_refuses_impossible_plans(changes: dict, words: str) -> None:
+    """Plans without workers or images are refused."""
     with pytest.raises(AlitError, match=words):
         estimate(RATES, PlanOptions(**{"images": 10, "workers": 1} | changes))

@@ -173,7 +173,8 @@ def times(output: Path) -> dict[str, int]:
 # -------------------------------------------------------------------- the dataset
 
 
-def test_every_image_is_in_the_tokens_or_in_the_rejects_exactly_once(done: Run) -> None:
+def test_tokenize_accounts_for_every_image_once(done: Run) -> None:
+    """Every image is either in the tokens or in the rejects, exactly once."""
     dataset = TokenDataset(done.output)
     ids = dataset.table(["id"])["id"].to_pylist()
     assert sorted(ids) == sorted([*(f"{n % 3}/{n}.jpg" for n in range(GOOD)), *STRANGE.values()])
@@ -183,7 +184,8 @@ def test_every_image_is_in_the_tokens_or_in_the_rejects_exactly_once(done: Run) 
     assert all(row["message"] for row in rejects)
 
 
-def test_the_tokens_are_those_that_the_model_gives(done: Run, folder: Path, weights: Weights, criterion: str) -> None:
+def test_tokenize_writes_the_models_tokens(done: Run, folder: Path, weights: Weights, criterion: str) -> None:
+    """Tokens, scores, traces and sizes in the dataset equal those of the model itself."""
     rows = {row["id"]: row for row in TokenDataset(done.output).table().to_pylist()}
     names = [f"{n % 3}/{n}.jpg" for n in range(GOOD)]
     images = [decode_image((folder / name).read_bytes(), 32) for name in names]
@@ -200,7 +202,8 @@ def test_the_tokens_are_those_that_the_model_gives(done: Run, folder: Path, weig
         assert (row["width"], row["height"]) == (images[i].width, images[i].height) == (40 + i, 36)
 
 
-def test_the_files_are_plain_parquet(done: Run) -> None:
+def test_tokenize_writes_plain_parquet(done: Run) -> None:
+    """The files are plain Parquet that pyarrow and pandas read."""
     files = sorted((done.output / "data").glob("*.parquet"))
     assert len(files) == 4
     read = ds.dataset(files).to_table()
@@ -210,7 +213,8 @@ def test_the_files_are_plain_parquet(done: Run) -> None:
     assert frame["id"].is_unique
 
 
-def test_every_file_carries_what_determines_the_tokens(done: Run, weights: Weights, criterion: str) -> None:
+def test_tokenize_puts_metadata_in_every_file(done: Run, weights: Weights, criterion: str) -> None:
+    """Every file carries the schema and the metadata that determine the tokens."""
     metadata = TokenDataset(done.output).metadata
     assert (metadata.fingerprint, metadata.criterion, metadata.image_size) == (weights.fingerprint, criterion, 32)
     for name, schema in (("data", token_schema(metadata)), ("_rejects", reject_schema(metadata))):
@@ -221,7 +225,8 @@ def test_every_file_carries_what_determines_the_tokens(done: Run, weights: Weigh
             assert Metadata.from_bytes(found.metadata[METADATA_KEY], file.name) == metadata
 
 
-def test_the_manifest_is_written_last_and_counts_right(done: Run) -> None:
+def test_tokenize_writes_the_manifest_last(done: Run) -> None:
+    """The manifest is written last and counts images, rejects, tokens and lengths."""
     manifest = json.loads((done.output / "_manifest.json").read_bytes())
     lengths = TokenDataset(done.output).table(["num_tokens", "satisfied"])
     numbers = lengths["num_tokens"].to_pylist()
@@ -241,18 +246,18 @@ def test_the_manifest_is_written_last_and_counts_right(done: Run) -> None:
 # -------------------------------------------------------------------- again
 
 
-def test_a_finished_dataset_is_neither_redone_nor_replaced_unasked(
-    done: Run, folder: Path, weights: Weights, criterion: str
-) -> None:
+def test_tokenize_keeps_a_finished_dataset(done: Run, folder: Path, weights: Weights, criterion: str) -> None:
+    """A finished dataset is neither computed again nor replaced without --overwrite."""
     before = times(done.output)
     with pytest.raises(AlitError, match=r"holds a finished dataset.*--overwrite"):
         tokenize(folder, done.output, weights, criterion=criterion)
     assert times(done.output) == before
 
 
-def test_two_runs_give_the_same_files_and_overwrite_replaces(
+def test_tokenize_overwrite_gives_the_same_files(
     done: Run, copy: Path, folder: Path, weights: Weights, criterion: str
 ) -> None:
+    """With --overwrite, the dataset is replaced by files with the same bytes, and stale files are removed."""
     (copy / "data" / "stale.parquet").write_bytes(b"")
     before = times(copy)
     tokenize(folder, copy, weights, criterion=criterion, overwrite=True)
@@ -263,9 +268,10 @@ def test_two_runs_give_the_same_files_and_overwrite_replaces(
         assert (copy / name).read_bytes() == (done.output / name).read_bytes(), name
 
 
-def test_only_what_is_missing_is_done_again(
+def test_tokenize_resumes_with_missing_shards_only(
     done: Run, copy: Path, folder: Path, weights: Weights, criterion: str
 ) -> None:
+    """A resumed job computes only the shards of which a file is missing."""
     before = times(copy)
     orphan = copy / "data" / f".00000002.parquet.{'0' * 32}.tmp"
     orphan.write_bytes(b"of a killed process")
@@ -291,9 +297,10 @@ def test_only_what_is_missing_is_done_again(
         ({"batch_size": 3}, "batch_size"),
     ],
 )
-def test_going_on_with_other_settings_is_refused_naming_them(
+def test_tokenize_refuses_to_resume_with_other_settings(
     copy: Path, folder: Path, weights: Weights, criterion: str, options: dict[str, object], named: str
 ) -> None:
+    """A job refuses to resume with other settings, names them and changes nothing."""
     (copy / "_manifest.json").unlink()
     before = times(copy)
     with pytest.raises(AlitError, match=rf"begun with other settings \({named}: .*, now "):
@@ -301,7 +308,8 @@ def test_going_on_with_other_settings_is_refused_naming_them(
     assert times(copy) == before
 
 
-def test_a_damaged_beginning_is_refused(copy: Path, folder: Path, weights: Weights, criterion: str) -> None:
+def test_tokenize_refuses_a_damaged_job_record(copy: Path, folder: Path, weights: Weights, criterion: str) -> None:
+    """A damaged job record is refused."""
     (copy / "_manifest.json").unlink()
     (copy / "_job.json").write_bytes(b"{")
     with pytest.raises(AlitError, match=r"_job\.json' is damaged"):
@@ -311,9 +319,8 @@ def test_a_damaged_beginning_is_refused(copy: Path, folder: Path, weights: Weigh
 # -------------------------------------------------------------------- tables
 
 
-def test_a_table_keeps_its_columns_in_tokens_and_rejects(
-    ray_session: None, table: Path, tmp_path: Path, weights: Weights
-) -> None:
+def test_tokenize_keeps_columns_of_a_table(ray_session: None, table: Path, tmp_path: Path, weights: Weights) -> None:
+    """Kept columns of a table are in both tokens and rejects, with their types."""
     options = {"keep": ("boxes", "width"), "image_column": "photo", "id_column": "key", "decode_workers": 1}
     tokenize(table, tmp_path / "out", weights, criterion="fixed:8", rows_per_file=5, **options)
     dataset, source = TokenDataset(tmp_path / "out"), pq.read_table(table)
@@ -328,9 +335,10 @@ def test_a_table_keeps_its_columns_in_tokens_and_rejects(
     assert (reject["id"], reject["reason"], reject["input_width"]) == ("image 5", "unreadable", 5)
 
 
-def test_an_error_of_ours_in_a_worker_reaches_the_caller_as_one_sentence(
+def test_tokenize_reports_errors_of_workers(
     ray_session: None, table: Path, tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An error in a worker reaches the caller as one sentence, and no manifest is written."""
     output = tmp_path / "out"
     output.mkdir()
     (output / "_rejects").write_bytes(b"")  # a file in the place of a folder
@@ -348,16 +356,18 @@ def test_an_error_of_ours_in_a_worker_reaches_the_caller_as_one_sentence(
 @pytest.mark.parametrize(
     "options", [{"workers": 0}, {"workers": -1}, {"decode_workers": -1}, {"gpus_per_worker": -1.0}, {"batch_size": 0}]
 )
-def test_numbers_that_cannot_be_are_refused(
+def test_tokenize_refuses_numbers_out_of_range(
     folder: Path, tmp_path: Path, weights: Weights, options: dict[str, float]
 ) -> None:
+    """Options out of range are refused before anything is written."""
     option = "--" + next(iter(options)).replace("_", "-")
     with pytest.raises(AlitError, match=f"{option} must be at least"):
         tokenize(folder, tmp_path / "out", weights, criterion="fixed:4", **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_that_holds_something_else_is_left_alone(folder: Path, tmp_path: Path, weights: Weights) -> None:
+def test_tokenize_refuses_a_foreign_output(folder: Path, tmp_path: Path, weights: Weights) -> None:
+    """An output that holds other files is refused and left as it is, with --overwrite too."""
     (tmp_path / "diary.txt").write_text("dear")
     for overwrite in (False, True):
         with pytest.raises(AlitError, match=r"not empty|no token dataset"):
@@ -367,7 +377,8 @@ def test_an_output_that_holds_something_else_is_left_alone(folder: Path, tmp_pat
     assert (tmp_path / "diary.txt").read_text() == "dear"
 
 
-def test_overwrite_never_removes_the_input(copy: Path, weights: Weights) -> None:
+def test_tokenize_overwrite_never_removes_the_input(copy: Path, weights: Weights) -> None:
+    """An input inside the output folder is refused and never removed."""
     inside = copy / "photos" / "a.jpg"
     inside.parent.mkdir()
     inside.write_bytes(_bytes(photo(0), "jpeg"))
@@ -377,7 +388,8 @@ def test_overwrite_never_removes_the_input(copy: Path, weights: Weights) -> None
     assert inside.exists()
 
 
-def test_an_output_among_the_input_tables_is_refused(table: Path, tmp_path: Path, weights: Weights) -> None:
+def test_tokenize_refuses_an_output_inside_the_input(table: Path, tmp_path: Path, weights: Weights) -> None:
+    """An output folder inside a folder of input tables is refused."""
     (tmp_path / "t.parquet").write_bytes(table.read_bytes())
     with pytest.raises(AlitError, match="lies in the input folder"):
         tokenize(tmp_path, tmp_path / "tokens", weights, criterion="fixed:4", image_column="photo")
@@ -404,9 +416,10 @@ def spoiled(weights: Weights, tmp_path: Path) -> dict[str, Path]:
     return found
 
 
-def test_the_command_answers_bad_input_with_one_sentence_and_exit_code_2(
+def test_tokenize_command_reports_mistakes_in_one_line(
     done: Run, folder: Path, weights: Weights, spoiled: dict[str, Path], tmp_path: Path
 ) -> None:
+    """The command reports bad input with one line and exit code 2, and writes nothing."""
     (tmp_path / "empty").mkdir()
     new = tmp_path / "new"
     cases = {
@@ -430,7 +443,8 @@ def test_the_command_answers_bad_input_with_one_sentence_and_exit_code_2(
     assert not new.exists()
 
 
-def test_the_command_works_in_a_folder_with_jobs_and_serve_of_its_own(weights: Weights, tmp_path: Path) -> None:
+def test_tokenize_ignores_packages_of_the_working_folder(weights: Weights, tmp_path: Path) -> None:
+    """The command and its workers ignore packages named jobs and serve in the working folder."""
     for package in ("jobs", "serve"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("raise SystemExit('imported from the working folder')\n")

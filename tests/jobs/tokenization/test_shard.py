@@ -112,7 +112,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 # -------------------------------------------------------------------- decoding
 
 
-def test_decoding_separates_good_from_bad() -> None:
+def test_decode_rows_separates_images_from_rejects() -> None:
+    """Decoding gives the pixels and sizes of good images, and a reason for each rejected one."""
     data = [picture(0), b"", None, picture(1, "jpeg"), b"not an image", picture(2)[:100]]
     errors = [None, None, "the disk is on fire", None, None, None]
     decoded = decode_rows(Rows(ids=list("abcdef"), data=data, errors=errors, kept=[]), 32, Limits())
@@ -126,13 +127,15 @@ def test_decoding_separates_good_from_bad() -> None:
     assert (decoded.pixels[1] == decode_image(picture(1, "jpeg"), 32).pixels).all()
 
 
-def test_decoding_nothing_good_gives_no_pixels() -> None:
+def test_decode_rows_may_give_no_pixels() -> None:
+    """Rows without a good image give empty arrays of the right shapes."""
     decoded = decode_rows(Rows(ids=["a"], data=[b""], errors=[None], kept=[]), 32, Limits())
     assert decoded.pixels.shape == (0, 32, 32, 3)
     assert decoded.sizes.shape == (0, 2)
 
 
-def test_decoding_keeps_to_the_limits() -> None:
+def test_decode_rows_applies_the_limits() -> None:
+    """Images above the limits of bytes or pixels are rejected."""
     rows = Rows(ids=["a", "b"], data=[picture(0), picture(0)[:50]], errors=[None, None], kept=[])
     assert [reason for reason, _ in decode_rows(rows, 32, Limits(max_bytes=49)).rejects] == ["too_many_bytes"] * 2
     assert decode_rows(rows, 32, Limits(max_pixels=599)).rejects[0][0] == "too_many_pixels"
@@ -142,7 +145,8 @@ def test_decoding_keeps_to_the_limits() -> None:
 # -------------------------------------------------------------------- files
 
 
-def test_a_shard_becomes_one_token_file_and_one_reject_file(tmp_path: Path, table: Path, weights: Weights) -> None:
+def test_shard_becomes_a_token_and_a_reject_file(tmp_path: Path, table: Path, weights: Weights) -> None:
+    """A shard becomes one token file and one reject file with schemas, metadata and counts."""
     plan = plan_of(table)
     job = job_of(plan, tmp_path, weights)
     progress = run(job, weights, plan)
@@ -189,9 +193,10 @@ def test_a_shard_becomes_one_token_file_and_one_reject_file(tmp_path: Path, tabl
     assert np.sum([p.lengths for p in done], 0).tolist() == [lengths.count(n) for n in (4, 8, 12)]
 
 
-def test_progress_tells_every_batch_and_then_the_whole_shard(
+def test_shard_reports_every_batch_and_the_whole(
     tmp_path: Path, table: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Progress is reported after every batch, and at the end for the whole shard."""
     monkeypatch.setattr(shards, "TELL_EVERY", 0.0)
     plan = plan_of(table)
     progress = run(job_of(plan, tmp_path, weights), weights, plan, numbers=(0,))
@@ -200,14 +205,16 @@ def test_progress_tells_every_batch_and_then_the_whole_shard(
     ]
 
 
-def test_two_runs_write_the_same_bytes(tmp_path: Path, table: Path, weights: Weights) -> None:
+def test_shard_files_are_deterministic(tmp_path: Path, table: Path, weights: Weights) -> None:
+    """Two runs write the same bytes."""
     plan = plan_of(table)
     for name in ("one", "two"):
         run(job_of(plan, tmp_path / name, weights), weights, plan)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_halves_of_a_batch_joined_are_the_batch(table: Path, weights: Weights) -> None:
+def test_joined_parts_equal_the_whole_batch(table: Path, weights: Weights) -> None:
+    """Parts of a batch that are joined equal the batch decoded at once."""
     plan = plan_of(table, 11)
     job = job_of(plan, Path("/nowhere"), weights, batch_size=11)
     (whole,) = decoded_batches(job, plan.shards[0])
@@ -220,7 +227,8 @@ def test_halves_of_a_batch_joined_are_the_batch(table: Path, weights: Weights) -
     assert [k.to_pylist() for k in found.kept] == [k.to_pylist() for k in whole.kept]
 
 
-def test_a_shard_tells_its_counts_in_its_files_footer(tmp_path: Path, table: Path, weights: Weights) -> None:
+def test_shard_writes_its_counts_in_the_footer(tmp_path: Path, table: Path, weights: Weights) -> None:
+    """A shard's counts can be read from the footers of its files."""
     plan = plan_of(table)
     job = job_of(plan, tmp_path, weights)
     assert written_counts(job.output, 0) is None
@@ -232,7 +240,8 @@ def test_a_shard_tells_its_counts_in_its_files_footer(tmp_path: Path, table: Pat
     assert told[0].trouble.startswith("'t.parquet#2': ")
 
 
-def test_pooled_or_not_the_tokens_are_the_same(table: Path, weights: Weights) -> None:
+def test_encoded_batches_agree_with_and_without_pool(table: Path, weights: Weights) -> None:
+    """Tokens are the same with and without pooling across batches."""
     plan = plan_of(table, 11)
     job = job_of(plan, Path("/nowhere"), weights)
     found = []
@@ -247,7 +256,8 @@ def test_pooled_or_not_the_tokens_are_the_same(table: Path, weights: Weights) ->
         assert torch.allclose(alone.trace, together.trace, atol=1e-5, equal_nan=True)
 
 
-def test_a_shards_files_do_not_depend_on_other_shards(tmp_path: Path, table: Path, weights: Weights) -> None:
+def test_shard_files_are_independent_of_other_shards(tmp_path: Path, table: Path, weights: Weights) -> None:
+    """The files of a shard do not depend on which other shards are tokenized."""
     plan = plan_of(table)
     run(job_of(plan, tmp_path / "all", weights), weights, plan)
     run(job_of(plan, tmp_path / "one", weights), weights, plan, numbers=(1,))
@@ -256,7 +266,8 @@ def test_a_shards_files_do_not_depend_on_other_shards(tmp_path: Path, table: Pat
     assert found.items() <= contents(tmp_path / "all").items()
 
 
-def test_a_shard_without_a_good_image_still_has_both_files(tmp_path: Path, weights: Weights) -> None:
+def test_shard_without_images_has_both_files(tmp_path: Path, weights: Weights) -> None:
+    """A shard without a good image has an empty token file and a reject file."""
     (tmp_path / "in").mkdir()
     for name in "ab":
         (tmp_path / "in" / f"{name}.jpg").write_bytes(b"")
@@ -266,7 +277,8 @@ def test_a_shard_without_a_good_image_still_has_both_files(tmp_path: Path, weigh
     assert pq.read_table(tmp_path / "out" / REJECTS / file_name(0))["reason"].to_pylist() == ["empty"] * 2
 
 
-def test_an_image_gets_the_tokens_that_the_model_gives_it_alone(tmp_path: Path, table: Path, weights: Weights) -> None:
+def test_shard_tokens_equal_those_of_single_images(tmp_path: Path, table: Path, weights: Weights) -> None:
+    """Every image has the tokens and the score that the model gives it alone."""
     plan = plan_of(table)
     job = job_of(plan, tmp_path, weights, batch_size=4)
     run(job, weights, plan)
@@ -277,7 +289,8 @@ def test_an_image_gets_the_tokens_that_the_model_gives_it_alone(tmp_path: Path, 
         assert row["score"] == pytest.approx(alone.score.item(), abs=1e-5)
 
 
-def test_a_fixed_length_has_no_score_and_no_trace(tmp_path: Path, table: Path, weights: Weights) -> None:
+def test_shard_of_a_fixed_length_has_no_scores(tmp_path: Path, table: Path, weights: Weights) -> None:
+    """With a fixed length, scores are null and traces are empty."""
     plan = plan_of(table)
     job = job_of(plan, tmp_path, weights, metadata=metadata_of(weights, "fixed:8"))
     run(job, weights, plan)
@@ -291,7 +304,8 @@ def test_a_fixed_length_has_no_score_and_no_trace(tmp_path: Path, table: Path, w
 # -------------------------------------------------------------------- writing
 
 
-def test_a_place_is_written_whole_and_over_what_was_there(tmp_path: Path) -> None:
+def test_path_write_replaces_the_whole_file(tmp_path: Path) -> None:
+    """Writing creates the folders and replaces an existing file as a whole."""
     target = parse_uri(str(tmp_path)) / "a" / "b.bin"
     assert not target.exists()
     target.write(b"first, and longer")
@@ -300,9 +314,11 @@ def test_a_place_is_written_whole_and_over_what_was_there(tmp_path: Path) -> Non
     assert contents(tmp_path) == {"a/b.bin": b"second"}
 
 
-def test_a_crash_before_the_rename_leaves_nothing(
+def test_shard_crash_before_rename_leaves_no_file(
     tmp_path: Path, table: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A crash before the rename of a file leaves no file."""
+
     def crash(self: Path, target: Path) -> None:
         assert self.read_bytes().startswith(b"PAR1"), "the temporary file is whole by now"
         raise KeyboardInterrupt
@@ -315,16 +331,18 @@ def test_a_crash_before_the_rename_leaves_nothing(
     assert contents(tmp_path) == {}
 
 
-def test_tokens_are_written_after_rejects(
+def test_shard_writes_tokens_after_rejects(
     tmp_path: Path, table: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The token file, which marks a shard as finished, is written after the reject file."""
     plan, written = plan_of(table), []
     monkeypatch.setattr(StoragePath, "write", lambda self, data: written.append(Path(self.path).parent.name))
     ShardFiles(job_of(plan, tmp_path, weights)).write(Counts(0, 0, 0, [0, 0, 0], 0, 0.0, True))
     assert written == [REJECTS, DATA]
 
 
-def test_what_a_killed_writer_left_is_not_listed_and_can_be_removed(tmp_path: Path) -> None:
+def test_path_hides_and_removes_unfinished_files(tmp_path: Path) -> None:
+    """Temporary files of a killed writer are not listed and can be removed."""
     orphan = tmp_path / f".00000000.parquet.{'0a' * 16}.tmp"
     for path in (orphan, tmp_path / "00000001.parquet", tmp_path / ".mine.tmp"):
         path.write_bytes(b"")
@@ -334,7 +352,8 @@ def test_what_a_killed_writer_left_is_not_listed_and_can_be_removed(tmp_path: Pa
     parse_uri(str(tmp_path / "nowhere")).remove_unfinished()
 
 
-def test_a_place_that_cannot_be_used_says_so(tmp_path: Path) -> None:
+def test_path_reports_what_cannot_be_used(tmp_path: Path) -> None:
+    """Paths that cannot be written or listed are reported, and a missing folder is empty."""
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="file/a' cannot be written: "):
         (parse_uri(str(tmp_path / "file")) / "a").write(b"")
@@ -344,12 +363,14 @@ def test_a_place_that_cannot_be_used_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("uri", ["", "nonsense://a/b"])
-def test_a_place_of_no_known_kind_is_refused(uri: str) -> None:
+def test_parse_uri_refuses_unknown_kinds(uri: str) -> None:
+    """An empty URI and one with an unknown scheme are refused."""
     with pytest.raises(StorageError):
         parse_uri(uri)
 
 
-def test_a_place_on_another_filesystem_is_written_through_it(tmp_path: Path) -> None:
+def test_path_uses_other_filesystems(tmp_path: Path) -> None:
+    """A path on another filesystem is written and read through that filesystem."""
     elsewhere = parse_uri("memory://somewhere/a.bin")
     assert not elsewhere.local
     elsewhere.write(b"bytes")
@@ -360,17 +381,20 @@ def test_a_place_on_another_filesystem_is_written_through_it(tmp_path: Path) -> 
 # -------------------------------------------------------------------- refusals
 
 
-def test_continuous_latents_are_refused(tmp_path: Path) -> None:
+def test_metadata_of_refuses_continuous_latents(tmp_path: Path) -> None:
+    """Weights with continuous latents cannot make a token dataset."""
     save_weights(tmp_path / "w", Alit(small(codebook_size=None)), provenance={})
     with pytest.raises(AlitError, match="continuous latents"):
         metadata_of(load_weights(tmp_path / "w"), "l1:0.1")
 
 
-def test_a_length_that_the_model_does_not_have_is_refused(weights: Weights) -> None:
+def test_metadata_of_refuses_an_impossible_length(weights: Weights) -> None:
+    """A fixed length that the model does not have is refused."""
     with pytest.raises(CriterionError, match="4, 8, 12 tokens, not 5"):
         metadata_of(weights, "fixed:5")
 
 
-def test_a_batch_holds_at_least_one_image(tmp_path: Path, table: Path, weights: Weights) -> None:
+def test_job_refuses_batches_without_images(tmp_path: Path, table: Path, weights: Weights) -> None:
+    """The batch size must be at least 1."""
     with pytest.raises(AlitError, match="--batch-size must be at least 1, got 0"):
         job_of(plan_of(table), tmp_path, weights, batch_size=0)

@@ -65,7 +65,8 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_state_comes_back_as_it_was_saved(tmp_path):
+def test_checkpoints_restore_a_state_exactly(tmp_path):
+    """A saved state is restored exactly: plain values, tensors, generator, model and optimizer."""
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
@@ -91,7 +92,8 @@ def test_a_state_comes_back_as_it_was_saved(tmp_path):
     assert not said
 
 
-def test_the_json_file_describes_the_state_beside_it(tmp_path):
+def test_checkpoints_describe_the_state_in_json(tmp_path):
+    """The JSON file holds step, size, hash and score of the state beside it."""
     saved(tmp_path, 1000)
     assert names(tmp_path) == ["step-00001000.json", "step-00001000.pt"]
     data = (tmp_path / "step-00001000.pt").read_bytes()
@@ -99,7 +101,8 @@ def test_the_json_file_describes_the_state_beside_it(tmp_path):
     assert json.loads((tmp_path / "step-00001000.json").read_text()) == expected | {"file": "step-00001000.pt"}
 
 
-def test_a_folder_that_is_absent_or_empty_has_no_checkpoint(tmp_path):
+def test_checkpoints_of_an_empty_folder_are_none(tmp_path):
+    """A folder that is missing or empty has no checkpoint and is not created."""
     for folder in (tmp_path, tmp_path / "absent"):
         checkpoints, _ = opened(folder)
         assert checkpoints.load_latest() is None
@@ -107,12 +110,14 @@ def test_a_folder_that_is_absent_or_empty_has_no_checkpoint(tmp_path):
     assert not (tmp_path / "absent").exists()
 
 
-def test_at_least_one_checkpoint_is_kept(tmp_path):
+def test_checkpoints_keep_at_least_one(tmp_path):
+    """The number of checkpoints to keep must be at least 1."""
     with pytest.raises(ConfigError, match="keep must be at least 1, got 0"):
         opened(tmp_path, keep=0)
 
 
-def test_a_process_killed_in_the_middle_of_a_write_leaves_the_older_and_what_it_left_goes_with_the_next(tmp_path):
+def test_checkpoints_survive_a_kill_during_a_write(tmp_path):
+    """A process killed while writing leaves the older checkpoint, and the next save removes its remains."""
     script = f"""
 import os, signal, sys, torch
 from jobs.training.checkpoints import Checkpoints, _HashingWriter
@@ -139,7 +144,8 @@ checkpoints.save({{"step": 2, "first": torch.zeros(100_000), "second": torch.zer
     assert not said
 
 
-def test_a_full_disk_is_a_sentence_and_the_older_stay_as_they_are(tmp_path):
+def test_checkpoints_survive_a_full_disk(tmp_path):
+    """A full disk is reported with one sentence, and older checkpoints stay unchanged."""
     saved(tmp_path, 1, 2)
     before = contents(tmp_path)
     checkpoints, _ = opened(tmp_path, keep=1)
@@ -150,7 +156,8 @@ def test_a_full_disk_is_a_sentence_and_the_older_stay_as_they_are(tmp_path):
         assert contents(tmp_path) == before
 
 
-def test_a_json_file_that_cannot_be_written_leaves_the_older(tmp_path, monkeypatch):
+def test_checkpoints_survive_an_unwritable_json_file(tmp_path, monkeypatch):
+    """When the JSON file cannot be written, the older checkpoint remains the latest."""
     saved(tmp_path, 1, 2)
     checkpoints, _ = opened(tmp_path, keep=1)
     dumps = json.dumps
@@ -163,7 +170,8 @@ def test_a_json_file_that_cannot_be_written_leaves_the_older(tmp_path, monkeypat
         assert found["step"] == 2
 
 
-def test_a_file_in_place_of_the_folder_is_a_sentence(tmp_path):
+def test_checkpoints_refuse_a_file_as_folder(tmp_path):
+    """A file in place of the folder and a folder that cannot be written are reported with one sentence."""
     (tmp_path / "file").write_text("")
     checkpoints, _ = opened(tmp_path / "file")
     with pytest.raises(StorageError, match=r"file' cannot be listed as a folder"):
@@ -222,7 +230,8 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
-def test_a_damaged_checkpoint_is_reported_passed_over_and_replaced(tmp_path, damage):
+def test_checkpoints_fall_back_from_a_damaged_one(tmp_path, damage):
+    """A damaged checkpoint is reported, skipped for the one before and replaced by the next save."""
     saved(tmp_path, 1, 2, 3)
     damage(tmp_path)
     checkpoints, said = opened(tmp_path, keep=2)
@@ -239,7 +248,8 @@ def test_a_damaged_checkpoint_is_reported_passed_over_and_replaced(tmp_path, dam
     assert sum(name.endswith(".pt") for name in names(tmp_path)) == 2
 
 
-def test_a_damaged_checkpoint_does_not_displace_an_intact_one(tmp_path):
+def test_checkpoints_prune_damaged_ones_first(tmp_path):
+    """A damaged checkpoint does not displace an intact one."""
     saved(tmp_path, 10, 20)
     (tmp_path / "step-00000020.pt").write_bytes(b"")
     checkpoints, _ = opened(tmp_path, keep=1)
@@ -248,7 +258,9 @@ def test_a_damaged_checkpoint_does_not_displace_an_intact_one(tmp_path):
     assert names(tmp_path) == ["step-00000015.json", "step-00000015.pt"]
 
 
-def test_an_object_with_code_is_refused_and_does_nothing(tmp_path):
+def test_checkpoints_never_execute_code(tmp_path):
+    """A checkpoint that holds an object with code is refused, and the code does not run."""
+
     class Code:
         def __reduce__(self) -> tuple[Any, ...]:
             return os.mkdir, (str(tmp_path / "done"),)
@@ -267,14 +279,16 @@ def test_an_object_with_code_is_refused_and_does_nothing(tmp_path):
     assert not (tmp_path / "done").exists()
 
 
-def test_a_state_that_could_not_be_loaded_again_is_refused_when_it_is_saved(tmp_path):
+def test_checkpoints_refuse_states_they_could_not_load(tmp_path):
+    """A state that could not be loaded again is refused when it is saved."""
     checkpoints, _ = opened(tmp_path)
     with pytest.raises(TrainingError, match=r"state at step 5 could not be loaded again: .* pathlib\.PosixPath"):
         checkpoints.save({"config": [{"folder": tmp_path}], "weight": torch.zeros(3)}, 5)
     assert names(tmp_path) == []
 
 
-def test_where_none_is_intact_nothing_is_touched_and_the_sentence_says_what_to_do(tmp_path):
+def test_checkpoints_report_when_none_is_intact(tmp_path):
+    """When no checkpoint is intact, nothing is changed and the error explains what to do."""
     saved(tmp_path, 1, 2)
     truncated = tmp_path / "step-00000001.pt"
     os.truncate(truncated, 100)
@@ -295,7 +309,8 @@ scores = st.lists(st.none() | st.sampled_from([0.5, 1.0, 2.0, math.nan, math.inf
 
 @settings(max_examples=30, deadline=None)
 @given(scores=scores, keep=st.integers(1, 3))
-def test_the_latest_and_the_best_are_kept(scores, keep):
+def test_checkpoints_keep_the_latest_and_the_best(scores, keep):
+    """The latest checkpoints and the one with the best score are kept."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoints, said = opened(Path(folder), keep=keep)
         for step, score in enumerate(scores):
@@ -310,14 +325,16 @@ def test_the_latest_and_the_best_are_kept(scores, keep):
         assert not said
 
 
-def test_the_one_just_saved_is_kept_even_where_newer_ones_are(tmp_path):
+def test_checkpoints_keep_the_one_just_saved(tmp_path):
+    """The checkpoint just saved is kept even if others have later steps."""
     saved(tmp_path, 10, 20)
     checkpoints, _ = opened(tmp_path, keep=1)
     checkpoints.save(state(5), 5)
     assert [one.step for one in checkpoints.list()] == [5, 20]
 
 
-def test_a_step_saved_again_takes_the_place_of_the_first(tmp_path):
+def test_checkpoints_replace_a_step_saved_again(tmp_path):
+    """A step that is saved again replaces the first checkpoint of that step."""
     checkpoints, _ = opened(tmp_path, keep=1)
     for score in (0.1, 0.3, 0.2):
         checkpoints.save({"score": score}, 1, score)
@@ -326,7 +343,8 @@ def test_a_step_saved_again_takes_the_place_of_the_first(tmp_path):
         assert len(names(tmp_path)) == 2
 
 
-def test_leftovers_go_with_the_next_save_and_what_is_not_ours_stays(tmp_path):
+def test_checkpoints_remove_only_their_own_leftovers(tmp_path):
+    """The next save removes unfinished files and leaves other files alone."""
     left = ["step-00000001.pt", "step-00000002.again.pt", ".step-00000003.pt.0123456789abcdef0123456789abcdef.tmp"]
     foreign = ["log.jsonl", "step-1.pt", "step-00000001.pt.txt"]
     for name in left + foreign:
@@ -339,7 +357,8 @@ def test_leftovers_go_with_the_next_save_and_what_is_not_ours_stays(tmp_path):
     assert not said
 
 
-def test_what_cannot_be_removed_is_a_sentence_and_the_rest_goes(tmp_path):
+def test_checkpoints_report_what_cannot_be_removed(tmp_path):
+    """A file that cannot be removed is reported, and the others are removed."""
     saved(tmp_path, 1, 2)
     stuck = tmp_path / "step-00000000.pt"
     (stuck / "a folder").mkdir(parents=True)  # which root cannot remove as a file, either

@@ -123,7 +123,8 @@ def steps_of(order: Order, first: int, last: int) -> list[list[int]]:
 
 @settings(max_examples=50, deadline=None)
 @given(ORDERS)
-def test_no_image_comes_twice_in_an_epoch_and_less_than_a_batch_is_left_out(given):
+def test_order_shows_each_image_once_per_epoch(given):
+    """An epoch shows no image twice and leaves out less than a batch."""
     order = order_of(given)
     steps = steps_of(order, 0, 2 * order.steps_per_epoch)
     for epoch in (steps[: order.steps_per_epoch], steps[order.steps_per_epoch :]):
@@ -134,7 +135,8 @@ def test_no_image_comes_twice_in_an_epoch_and_less_than_a_batch_is_left_out(give
 
 @settings(max_examples=50, deadline=None)
 @given(ORDERS, st.data())
-def test_steps_do_not_depend_on_where_one_begins_or_ends(given, data):
+def test_order_is_independent_of_the_first_step(given, data):
+    """The images of a step do not depend on where a run begins or ends."""
     order = order_of(given)
     last = data.draw(st.integers(1, 3 * order.steps_per_epoch))
     first = data.draw(st.integers(0, last - 1))
@@ -142,7 +144,9 @@ def test_steps_do_not_depend_on_where_one_begins_or_ends(given, data):
 
 
 @pytest.mark.parametrize("slices", [[1] * 30, [4] * 7 + [2]])
-def test_epochs_and_seeds_differ_and_every_image_is_shown_in_time(slices):
+def test_order_differs_by_epoch_and_seed(slices):
+    """Epochs and seeds have different orders, and every image is shown eventually."""
+
     def epoch(seed: int, number: int) -> tuple[int, ...]:
         order = order_of((slices, 4, 12, seed))
         return tuple(chain.from_iterable(steps_of(order, number * 7, (number + 1) * 7)))
@@ -152,7 +156,8 @@ def test_epochs_and_seeds_differ_and_every_image_is_shown_in_time(slices):
     assert set(chain.from_iterable(epochs)) == set(range(30))
 
 
-def test_a_chunk_mixes_few_slices_whose_images_stay_together():
+def test_order_mixes_few_slices_per_chunk():
+    """A chunk shuffles the images of a few slices, so that reading stays local."""
     order = order_of(([4] * 100, 2, 12, 0))
     for part in order.step_ranges(0, order.steps_per_epoch):
         images = order.images(part)
@@ -165,14 +170,16 @@ def test_a_chunk_mixes_few_slices_whose_images_stay_together():
 
 
 @pytest.mark.parametrize("shape", [(30, 20, 3), (20, 30), (5, 5, 3), (20, 20, 4), (8, 90, 3), (90, 8, 3), (1, 1, 3)])
-def test_a_random_crop_has_the_asked_size_and_colours(shape):
+def test_random_crop_has_the_requested_shape(shape):
+    """A random crop of any image is a square RGB image of the requested size."""
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     for seed in range(20):
         crop = random_crop(file_of(pixels), 16, np.random.default_rng(seed))
         assert (crop.shape, crop.dtype) == ((16, 16, 3), np.uint8)
 
 
-def test_random_crops_are_mirrored_half_of_the_time_and_follow_the_generator():
+def test_random_crop_mirrors_half_of_the_time():
+    """About half of the crops are mirrored, and the generator determines each crop."""
     ramp = file_of(np.broadcast_to(np.arange(0, 240, 8, dtype=np.uint8)[None, :, None], (30, 30, 3)).copy())
     crops = [random_crop(ramp, 8, np.random.default_rng(i)) for i in range(40)]
     mirrored = sum(bool(crop[0, 0, 0] > crop[0, -1, 0]) for crop in crops)
@@ -182,7 +189,7 @@ def test_random_crops_are_mirrored_half_of_the_time_and_follow_the_generator():
 
 
 @pytest.mark.parametrize("sideways", [False, True])
-def test_random_crops_lie_anywhere_and_have_most_of_the_largest_square(sideways):
+def test_random_crop_covers_the_whole_image(sideways):
     """Of a picture of 200 x 100 whose grey tells the column."""
     pixels = np.zeros((100, 200, 3), np.uint8) + np.arange(200, dtype=np.uint8)[None, :, None]
     pixels = pixels.swapaxes(0, 1).copy() if sideways else pixels
@@ -200,7 +207,8 @@ def test_random_crops_lie_anywhere_and_have_most_of_the_largest_square(sideways)
 
 
 @pytest.mark.parametrize(("orientation", "turn"), [(3, 2), (6, 1), (8, 3)])
-def test_crops_are_of_the_upright_picture(orientation, turn):
+def test_random_crop_applies_the_orientation(orientation, turn):
+    """Crops are taken from the image as its EXIF orientation turns it."""
     upright = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     stored = np.rot90(upright, turn).copy()
     for seed in range(5):
@@ -209,7 +217,8 @@ def test_crops_are_of_the_upright_picture(orientation, turn):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_crops_are_refused_as_inference_refuses_images():
+def test_random_crop_refuses_what_decoding_refuses():
+    """Crops refuse the images that inference refuses."""
     random = np.random.default_rng(0)
     with pytest.raises(ImageError, match="the file starts with b'text'"):
         random_crop(b"text", SIZE, random)
@@ -220,7 +229,8 @@ def test_crops_are_refused_as_inference_refuses_images():
 # -------------------------------------------------------------------- batches
 
 
-def test_an_epoch_shows_no_photograph_twice_and_epochs_differ(write, tmp_path):
+def test_local_batches_show_each_image_once_per_epoch(write, tmp_path):
+    """An epoch of batches shows no image twice, and epochs differ."""
     feed = feed_of(write(tmp_path / "in", [picture(i) for i in range(22)]))
     assert feed.steps_per_epoch == 5
     batches = list(local_batches(feed, 0, 15))
@@ -231,7 +241,8 @@ def test_an_epoch_shows_no_photograph_twice_and_epochs_differ(write, tmp_path):
     assert all(not batch.rejects for batch in batches)
 
 
-def test_a_batch_holds_the_crops_of_the_photographs_that_it_names(write, tmp_path):
+def test_local_batches_hold_the_crops_of_their_ids(write, tmp_path):
+    """A batch holds the crops of the images that its ids name."""
     images = [picture(i) for i in range(10)]
     feed = feed_of(write(tmp_path / "in", images))
     for step, batch in enumerate(local_batches(feed, 0, 4)):
@@ -243,7 +254,8 @@ def test_a_batch_holds_the_crops_of_the_photographs_that_it_names(write, tmp_pat
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_resumed_run_sees_what_an_undisturbed_one_sees(write, tmp_path, threads):
+def test_local_batches_are_the_same_after_a_resume(write, tmp_path, threads):
+    """A resumed run sees the same batches as an undisturbed one, with any number of threads."""
     feed = feed_of(write(tmp_path / "in", [picture(i) for i in range(22)]))
     undisturbed = list(local_batches(feed, 0, 12))
     for first in (0, 1, 3, 4, 5, 9, 11):
@@ -251,7 +263,8 @@ def test_a_resumed_run_sees_what_an_undisturbed_one_sees(write, tmp_path, thread
     assert not same(next(local_batches(feed_of(tmp_path / "in", seed=4), 0, 1)), undisturbed[0])
 
 
-def test_workers_shares_are_one_workers_batch_bad_images_too(write, tmp_path):
+def test_local_batches_of_workers_join_to_one(write, tmp_path):
+    """The shares of several workers join to the batch of one worker, with bad images too."""
     images = [picture(i) if i % 3 else b"text" for i in range(22)]
     feed = feed_of(write(tmp_path / "in", images))
     alone = list(local_batches(feed, 2, 8))
@@ -261,7 +274,8 @@ def test_workers_shares_are_one_workers_batch_bad_images_too(write, tmp_path):
         assert_same([joined(batch) for batch in zip(*shares, strict=True)], alone)
 
 
-def test_a_bad_image_is_told_and_its_place_taken_by_the_next_good_one(write, tmp_path):
+def test_local_batches_replace_and_report_bad_images(write, tmp_path):
+    """A bad image is reported and replaced by the next good one of the batch."""
     images = [picture(i) for i in range(16)]
     images[3], images[8] = b"", picture(8)[:-30]
     good = feed_of(write(tmp_path / "good", [picture(i) for i in range(16)]))
@@ -282,7 +296,8 @@ def test_a_bad_image_is_told_and_its_place_taken_by_the_next_good_one(write, tmp
     assert all(message for _, _, message in told)
 
 
-def test_bytes_that_cannot_be_read_are_bad_images_too(tmp_path):
+def test_local_batches_report_unreadable_images(tmp_path):
+    """Images whose bytes cannot be read are reported as bad images."""
     images = [picture(i) for i in range(8)]
     feed = feed_of(table_of(tmp_path / "table", [*images[:7], None]))
     assert ("unreadable", "the column 'image' is null here") in {
@@ -294,13 +309,15 @@ def test_bytes_that_cannot_be_read_are_bad_images_too(tmp_path):
     assert told == [("005.png", "unreadable", "the file cannot be read: No such file or directory")]
 
 
-def test_a_step_without_any_good_image_is_a_sentence(write, tmp_path):
+def test_local_batches_refuse_a_step_without_images(write, tmp_path):
+    """A step without any good image is refused with one sentence."""
     feed = feed_of(write(tmp_path / "in", [b"text"] * 8))
     with pytest.raises(TrainingError, match=r"none of the 4 images of step 1 can be decoded; the first one, '0.*text"):
         next(local_batches(feed, 1, 2))
 
 
-def test_what_cannot_be_shared_or_filled_is_a_sentence(tmp_path):
+def test_make_feed_refuses_impossible_batches(tmp_path):
+    """Batches that cannot be filled or shared, and wrong seeds and inputs, are refused with one sentence."""
     folder = folder_of(tmp_path / "in", [picture(i) for i in range(10)])
     feed_of(folder, batch_size=10)
     with pytest.raises(TrainingError, match="batch_size 12 is larger than the data: 10 photographs"):
@@ -313,7 +330,8 @@ def test_what_cannot_be_shared_or_filled_is_a_sentence(tmp_path):
         feed_of(tmp_path / "absent")
 
 
-def test_batches_that_are_no_longer_wanted_are_let_go(tmp_path):
+def test_local_batches_end_their_threads_on_close(tmp_path):
+    """Closing the iterator of batches ends its threads."""
     batches = local_batches(feed_of(folder_of(tmp_path / "in", [picture(i) for i in range(10)])), 0, 10**9)
     next(batches)
     before = threading.active_count()
@@ -321,7 +339,8 @@ def test_batches_that_are_no_longer_wanted_are_let_go(tmp_path):
     assert threading.active_count() < before
 
 
-def test_held_out_images_are_the_first_good_ones_as_inference_sees_them(tmp_path):
+def test_held_out_gives_the_first_good_images(tmp_path):
+    """Held-out images are the first good ones, decoded as for inference."""
     folder = folder_of(tmp_path / "in", [b"text", *(picture(i) for i in range(5))])
     found = held_out(str(folder), size=SIZE, most=3)
     assert (found.shape, found.dtype) == ((3, 3, SIZE, SIZE), torch.uint8)
@@ -335,7 +354,8 @@ def test_held_out_images_are_the_first_good_ones_as_inference_sees_them(tmp_path
 # -------------------------------------------------------------------- reading
 
 
-def test_of_parquet_only_the_row_groups_asked_for_are_read_and_each_once(tmp_path, monkeypatch):
+def test_read_rows_reads_each_row_group_once(tmp_path, monkeypatch):
+    """Of a Parquet file, only the row groups of the requested rows are read, each once."""
     folder = table_of(tmp_path / "in", [f"image {i}".encode() for i in range(9)])
     source = make_plan(str(folder), rows_per_file=100).source
     groups, read = [], pq.ParquetFile.read_row_groups
@@ -353,7 +373,8 @@ def test_of_parquet_only_the_row_groups_asked_for_are_read_and_each_once(tmp_pat
     assert groups == [1, 3, 4]
 
 
-def test_parquet_that_was_damaged_or_shortened_since_is_bad_rows(tmp_path):
+def test_read_rows_reports_damaged_tables_as_errors(tmp_path):
+    """Tables that were damaged or shortened since planning give rows with errors."""
     folder = table_of(tmp_path / "in", [picture(i) for i in range(27)])
     source = make_plan(str(folder), rows_per_file=100).source
     (folder / "009.parquet").write_bytes(b"text")
@@ -366,7 +387,8 @@ def test_parquet_that_was_damaged_or_shortened_since_is_bad_rows(tmp_path):
     assert rows.errors[5] == "the table has no such row any more"
 
 
-def test_structs_of_bytes_and_path_are_images(tmp_path):
+def test_make_feed_reads_structs_of_bytes_and_path(tmp_path):
+    """A column of structs with bytes and path gives its images."""
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     cells = [{"bytes": picture(i), "path": "x"} for i in range(4)]
     pq.write_table(pa.table({"photo": pa.array(cells, kind)}), tmp_path / "t.parquet")
@@ -375,7 +397,8 @@ def test_structs_of_bytes_and_path_are_images(tmp_path):
     assert not batch.rejects
 
 
-def test_batches_of_an_input_on_s3_are_those_of_its_local_copy(bucket, tmp_path):
+def test_local_batches_on_s3_equal_local_ones(bucket, tmp_path):
+    """Batches of an input on S3 equal those of its local copy."""
     query, folder, _ = bucket
     images = [picture(i) for i in range(22)]
     for place in (folder, tmp_path):
@@ -400,7 +423,8 @@ class Rows:
         yield from self.rows
 
 
-def test_rows_that_are_late_missing_or_anothers_are_a_sentence(tmp_path, monkeypatch):
+def test_read_share_refuses_wrong_rows(tmp_path, monkeypatch):
+    """Rows that are late, missing or another worker's are refused with one sentence."""
     feed = feed_of(folder_of(tmp_path / "in", [picture(i) for i in range(8)]))
     tasks = jobs.training.ray_feed._tasks(feed, 0, 2)
 
@@ -420,7 +444,8 @@ def test_rows_that_are_late_missing_or_anothers_are_a_sentence(tmp_path, monkeyp
         batches(Rows(good, seconds=0.5))
 
 
-def test_tasks_hold_about_a_chunk_each_and_datasets_not_too_many_tasks(tmp_path, monkeypatch):
+def test_tasks_hold_about_a_chunk_each(tmp_path, monkeypatch):
+    """Tasks hold about a chunk of images each, and a dataset a limited number of tasks."""
     folder = folder_of(tmp_path / "in", [picture(i) for i in range(22)])
     monkeypatch.setattr(jobs.training.ray_feed, "SEGMENT", 3)
     for chunk, steps in ((4, [[1], [1], [1]]), (12, [[3], [2], [3]]), (100, [[5, 5, 5], [5, 5, 5], [5, 5, 5]])):
@@ -431,7 +456,8 @@ def test_tasks_hold_about_a_chunk_each_and_datasets_not_too_many_tasks(tmp_path,
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_rays_batches_are_those_without_ray(tmp_path, monkeypatch):
+def test_shared_batches_equal_local_ones(tmp_path, monkeypatch):
+    """Batches that Ray Data makes equal those of this process, for one or more workers."""
     monkeypatch.setattr(jobs.training.feed, "SLICE", 4)
     monkeypatch.setattr(jobs.training.ray_feed, "ROW_BYTES", 2 * 4 * SIZE**2 * 3)  # two steps of one worker
     images = [picture(i) if i % 7 else b"text" for i in range(22)]

@@ -104,9 +104,8 @@ def undisturbed(photographs, base, tmp_path_factory) -> Path:
     return folder / "run"
 
 
-def test_a_run_killed_in_the_middle_goes_on_and_ends_bitwise_as_an_undisturbed_one(
-    undisturbed, photographs, base, tmp_path
-):
+def test_training_resumes_bitwise_after_a_kill(undisturbed, photographs, base, tmp_path):
+    """A run that is killed and started again ends with bitwise the weights of an undisturbed one."""
     options = ["--init", base, "--steps", STEPS, "--no-ray", "--checkpoint-every", "20"]
     arguments, log = command("distill", photographs, str(tmp_path / "run"), *options), tmp_path / "log"
     process = start(arguments, log)
@@ -122,7 +121,8 @@ def test_a_run_killed_in_the_middle_goes_on_and_ends_bitwise_as_an_undisturbed_o
     assert [file.suffix for file in (tmp_path / "run" / "checkpoints").iterdir()].count(".pt") == 2, "the last ones"
 
 
-def test_on_ray_and_s3_killed_workers_and_drivers_change_nothing(undisturbed, photographs, base, bucket, tmp_path):
+def test_training_on_ray_and_s3_survives_kills(undisturbed, photographs, base, bucket, tmp_path):
+    """On Ray and S3, a killed worker and a killed driver do not change the final weights."""
     query, folder, _ = bucket
     run, log = folder / "training", tmp_path / "log"
     options = ["--init", base, "--steps", STEPS, "--checkpoint-every", "50", "--keep", "1"]
@@ -181,7 +181,8 @@ def nodes(monkeypatch) -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_a_node_is_lost_and_one_gained_and_training_goes_on(nodes, photographs, base, tmp_path):
+def test_training_continues_when_nodes_leave_and_join(nodes, photographs, base, tmp_path):
+    """Training continues with fewer workers when a node is lost and with more when one joins."""
     lost = nodes.add_node(num_cpus=3)
     nodes.add_node(num_cpus=3)
     log = tmp_path / "log"
@@ -231,7 +232,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return error.splitlines()[-1]
 
 
-def test_mistakes_are_a_sentence_each_and_nothing_is_written(photographs, base, tmp_path, capsys):
+def test_train_reports_mistakes_and_writes_nothing(photographs, base, tmp_path, capsys):
+    """Mistakes in options and inputs are reported with one sentence, and nothing is written."""
     run = tmp_path / "run"
     quick = ("--no-ray", "--init", base)
     for arguments, sentence in [
@@ -262,14 +264,16 @@ def test_mistakes_are_a_sentence_each_and_nothing_is_written(photographs, base, 
     assert not run.exists()
 
 
-def test_a_place_that_cannot_be_written_is_a_sentence(photographs, base, tmp_path, capsys):
+def test_train_refuses_an_unwritable_run_folder(photographs, base, tmp_path, capsys):
+    """A run folder that cannot be written is refused with one sentence."""
     (tmp_path / "file").write_text("in the way")
     error = refused(capsys, "distill", photographs, tmp_path / "file" / "run", "--no-ray", "--init", base)
     assert "cannot be" in error
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-def test_storage_without_permission_is_a_sentence(photographs, base, bucket, capsys, monkeypatch):
+def test_train_reports_missing_permission(photographs, base, bucket, capsys, monkeypatch):
+    """Storage without permission is reported with one sentence, and credentials in a URI are refused."""
     query, folder, _ = bucket
     with_key = f"s3://somebody:else@photos/forbidden?{query}"
     assert "must not hold credentials" in refused(capsys, "distill", photographs, with_key, "--no-ray", "--init", base)
@@ -280,7 +284,8 @@ def test_storage_without_permission_is_a_sentence(photographs, base, bucket, cap
     assert not (folder / "forbidden").exists()
 
 
-def test_a_file_gives_defaults_and_the_command_line_wins(photographs, base, tmp_path, capsys):
+def test_train_command_line_overrides_the_config_file(photographs, base, tmp_path, capsys):
+    """A configuration file gives defaults, and the command line overrides them."""
     (tmp_path / "run.toml").write_text(f'steps = 4\nbatch_size = 8\nwarmup = 2\nray = false\ninit = "{base}"\n')
     run = tmp_path / "run"
     main(["train", "distill", str(photographs), str(run), "--config", str(tmp_path / "run.toml"), "--steps", "3"])
@@ -290,7 +295,8 @@ def test_a_file_gives_defaults_and_the_command_line_wins(photographs, base, tmp_
     assert "41 photographs; 3 steps of 8" in capsys.readouterr().err
 
 
-def test_a_dry_run_prints_the_plan_and_writes_nothing(photographs, base, tmp_path, capsys):
+def test_train_dry_run_prints_the_plan(photographs, base, tmp_path, capsys):
+    """A dry run prints the plan and writes nothing."""
     run = tmp_path / "run"
     main(["train", "distill", str(photographs), str(run), "--init", str(base), "--dry-run", "--workers", "2"])
     said = capsys.readouterr().err
@@ -300,7 +306,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(photographs, base, tmp_pat
     assert not run.exists()
 
 
-def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(photographs, base, tmp_path, capsys):
+def test_train_falls_back_from_a_damaged_checkpoint(photographs, base, tmp_path, capsys):
+    """With a damaged last checkpoint, training resumes at the one before and ends with the same weights."""
     run = tmp_path / "run"
     common = ["train", "distill", str(photographs), str(run), *OPTIONS, "--init", str(base), "--no-ray"]
     main([*common, "--checkpoint-every", "3", "--steps", "6"])
