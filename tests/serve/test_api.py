@@ -52,7 +52,8 @@ def expected(weights: Weights, file: bytes, criterion: str) -> Any:
 # -------------------------------------------------------------------- what is answered
 
 
-def test_models_and_health_are_told(http: httpx.Client, weights: Weights) -> None:
+def test_models_and_health_endpoints_answer(http: httpx.Client, weights: Weights) -> None:
+    """The endpoints of models, health, readiness and the OpenAPI document answer."""
     (model,) = http.get("/v1/models").raise_for_status().json()["models"]
     assert (model["name"], model["fingerprint"], model["lengths"]) == ("nano", weights.fingerprint, [16, 32, 48, 64])
     assert http.get("/healthz").json() == {"status": "ok"}
@@ -60,7 +61,8 @@ def test_models_and_health_are_told(http: httpx.Client, weights: Weights) -> Non
     assert http.get("/openapi.json").json()["paths"].keys() >= {"/v1/encode", "/v1/decode", "/v1/reconstruct"}
 
 
-def test_every_image_gets_its_result_or_its_error_in_order(http: httpx.Client, weights: Weights) -> None:
+def test_encode_answers_every_image_in_order(http: httpx.Client, weights: Weights) -> None:
+    """Every image of a request has its result or its error, in order."""
     files = [photo(0), b"no picture", photo(1), b""]
     asked = body(*files, criterion="l1:0.05", **{"return": ["ids", "trace"]})
     asked["images"][2]["id"] = "two"
@@ -79,7 +81,8 @@ def test_every_image_gets_its_result_or_its_error_in_order(http: httpx.Client, w
     assert answer["results"][3]["error"]["type"] == "urn:alit:problem:empty"
 
 
-def test_raw_bodies_and_multipart_are_the_same_question(http: httpx.Client) -> None:
+def test_encode_accepts_raw_and_multipart_bodies(http: httpx.Client) -> None:
+    """Raw bodies and multipart forms give the same results as JSON."""
     told = http.post("/v1/encode", json=body(photo(3), criterion="fixed:32")).json()["results"]
     raw = http.post("/v1/encode?criterion=fixed:32", content=photo(3), headers={"content-type": "image/jpeg"}).json()
     several = [("image", ("a.jpg", photo(3))), ("image", ("b.jpg", photo(4)))]
@@ -89,7 +92,8 @@ def test_raw_bodies_and_multipart_are_the_same_question(http: httpx.Client) -> N
     assert len(form["results"]) == 2
 
 
-def test_arrow_and_msgpack_hold_what_json_holds(http: httpx.Client) -> None:
+def test_encode_answers_in_arrow_and_msgpack(http: httpx.Client) -> None:
+    """Arrow and MessagePack answers hold the content of the JSON answer."""
     asked = body(photo(5), b"bad", criterion="l1:0.05")
     told = http.post("/v1/encode", json=asked).json()
     packed = http.post("/v1/encode", json=asked, headers={"accept": "application/msgpack"})
@@ -101,12 +105,14 @@ def test_arrow_and_msgpack_hold_what_json_holds(http: httpx.Client) -> None:
     assert rows[0]["fingerprint"] == told["fingerprint"]
 
 
-def test_max_tokens_bounds_the_code(http: httpx.Client) -> None:
+def test_encode_respects_max_tokens(http: httpx.Client) -> None:
+    """The option max_tokens bounds the length of the code."""
     (result,) = http.post("/v1/encode", json=body(photo(6), criterion="l1:0", max_tokens=40)).json()["results"]
     assert (result["num_tokens"], result["satisfied"]) == (32, False)
 
 
-def test_every_length_and_attention_are_given_where_asked(http: httpx.Client, weights: Weights) -> None:
+def test_encode_returns_every_length_and_attention(http: httpx.Client, weights: Weights) -> None:
+    """Every length, the attention maps and reconstructions are returned on request."""
     asked = body(photo(7), **{"return": ["every_length", "attention", "reconstruction"]})
     (result,) = http.post("/v1/encode", json=asked).json()["results"]
     assert [length["num_tokens"] for length in result["every_length"]] == [16, 32, 48, 64]
@@ -122,7 +128,8 @@ def test_every_length_and_attention_are_given_where_asked(http: httpx.Client, we
     assert "ids" not in result
 
 
-def test_ids_come_back_as_pictures(http: httpx.Client, weights: Weights) -> None:
+def test_decode_returns_images(http: httpx.Client, weights: Weights) -> None:
+    """Ids are decoded to images in an archive or a single file, and reconstruct does both steps."""
     rows = [expected(weights, photo(i), f"fixed:{16 * (i + 1)}").tokens for i in range(3)]
     asked = {"images": [{"ids": row.tolist()} for row in rows], "fingerprint": weights.fingerprint}
     answer = http.post("/v1/decode", json=asked)
@@ -149,9 +156,10 @@ def photographs(request: pytest.FixtureRequest) -> list[bytes]:
     return pq.read_table(table, columns=["image"])["image"].slice(0, 200).to_pylist()
 
 
-def test_two_hundred_photographs_in_mixed_requests_at_once_equal_the_jobs_rows(
+def test_service_agrees_with_the_tokenize_job(
     service: Service, weights: Weights, request: pytest.FixtureRequest, ray_session: None, tmp_path: Path
 ) -> None:
+    """Two hundred images in mixed, concurrent requests have the tokens that the job writes."""
     files = photographs(request)
     pq.write_table(pa.table({"image": files, "id": [str(i) for i in range(200)]}), tmp_path / "photos.parquet")
     job = TokenizeOptions(criterion="l1:0.07", image_column="image", id_column="id")
@@ -189,7 +197,8 @@ def test_two_hundred_photographs_in_mixed_requests_at_once_equal_the_jobs_rows(
         assert result["ids"] == alone.tokens.tolist(), number
 
 
-def test_the_readmes_commands_work_as_they_stand(service: Service, tmp_path: Path) -> None:
+def test_readme_commands_for_serving_work(service: Service, tmp_path: Path) -> None:
+    """The README's commands for serving work as they stand."""
     text = (CLUSTER.parent / "README.md").read_text()
     section = text[text.index("## Serving") : text.index("## Python")]
     (tmp_path / "photo.jpg").write_bytes(photo(3))
@@ -222,7 +231,8 @@ def problem(response: httpx.Response, status: int, words: str) -> None:
     assert words in told["detail"]
 
 
-def test_without_the_right_key_nothing_is_done(service: Service) -> None:
+def test_access_requires_a_known_key(service: Service) -> None:
+    """Without a known key, requests are refused with 401, and the log holds no key."""
     asked = body(photo(0))
     with httpx.Client(base_url=service.url) as stranger:
         problem(stranger.post("/v1/encode", json=asked), 401, "Authorization: Bearer KEY")
@@ -254,29 +264,36 @@ MISTAKES: list[tuple[dict[str, Any], int, str]] = [
 
 
 @pytest.mark.parametrize(("content", "status", "words"), MISTAKES)
-def test_mistakes_are_problem_documents(http: httpx.Client, content: dict[str, Any], status: int, words: str) -> None:
+def test_encode_reports_mistakes_as_problem_documents(
+    http: httpx.Client, content: dict[str, Any], status: int, words: str
+) -> None:
+    """A mistake in a request is a problem document, and the service keeps answering."""
     problem(http.post("/v1/encode", **content), status, words)
     assert http.post("/v1/encode", json=body(photo(0))).is_success
 
 
-def test_a_body_of_many_mistakes_costs_no_memory_for_each(http: httpx.Client) -> None:
+def test_bodies_with_many_mistakes_are_reported_briefly(http: httpx.Client) -> None:
+    """A body with very many mistakes is refused with a short answer."""
     wrong = {"images": [{"data": ""}], "return": ["x"] * 300_000}
     problem(http.post("/v1/encode", json=wrong), 422, "at most 5 items")
     problem(http.post("/v1/decode", json={"images": [{"ids": [-1] * 300_000}]}), 422, "greater than or equal to 0")
 
 
-def test_lengths_that_are_no_length_are_problem_documents(http: httpx.Client) -> None:
+def test_reconstruct_refuses_impossible_lengths(http: httpx.Client) -> None:
+    """A number of tokens that the model does not have is a problem document."""
     for tokens in ("9" * 150, "-1", "17", "x"):
         answer = http.post(f"/v1/reconstruct?tokens={tokens}", content=photo(0))
         problem(answer, 422, "tokens")
 
 
-def test_what_a_client_says_of_timeouts_changes_nothing(http: httpx.Client) -> None:
+def test_access_ignores_timeout_headers_of_clients(http: httpx.Client) -> None:
+    """Headers about timeouts that Ray Serve would obey have no effect."""
     headers = {"x-request-timeout-seconds": "0", "x-request-disconnect-disabled": "?1"}
     assert http.post("/v1/encode", json=body(photo(0)), headers=headers).is_success
 
 
-def test_bodies_without_a_length_are_bounded_too(http: httpx.Client) -> None:
+def test_bodies_without_a_length_are_bounded(http: httpx.Client) -> None:
+    """Chunked bodies and forms are bounded in bytes and images."""
     pieces = (b"x" * 100_000 for _ in range(60))
     problem(http.post("/v1/encode", content=pieces, headers={"content-type": "image/png"}), 413, "4,000,000 bytes")
     pieces = (b"[" * 100_000 for _ in range(60))
@@ -285,7 +302,8 @@ def test_bodies_without_a_length_are_bounded_too(http: httpx.Client) -> None:
     problem(http.post("/v1/encode", files=many), 413, "may hold 40 images")
 
 
-def test_every_request_is_a_line_of_the_log(service: Service, http: httpx.Client) -> None:
+def test_access_logs_every_request(service: Service, http: httpx.Client) -> None:
+    """Every request is one line of the log, with the key's name and without the key."""
     http.post("/v1/encode?criterion=nonsense:1", content=photo(0), headers={"content-type": "image/jpeg"})
     lines = [line for line in service.requests() if line["status"] == 422 and line["path"] == "/v1/encode"]
     assert lines
@@ -295,7 +313,8 @@ def test_every_request_is_a_line_of_the_log(service: Service, http: httpx.Client
     assert not any(KEY in str(line) for line in service.requests())
 
 
-def test_images_beyond_the_limits_are_refused_one_by_one(http: httpx.Client) -> None:
+def test_encode_refuses_images_beyond_the_limits(http: httpx.Client) -> None:
+    """Images above the limits of pixels or bytes are refused one by one."""
     bomb = io.BytesIO()
     Image.new("1", (4000, 3000)).save(bomb, "png")
     answer = http.post("/v1/encode", json=body(bomb.getvalue(), b"\xff\xd8\xff" + b"x" * 1_000_000, photo(0))).json()
@@ -314,11 +333,13 @@ def test_images_beyond_the_limits_are_refused_one_by_one(http: httpx.Client) -> 
         ({"images": [{"ids": [1] * 16}], "format": "tiff"}, "'png', 'webp' or 'jpeg'"),
     ],
 )
-def test_tokens_that_are_none_are_problem_documents(http: httpx.Client, asked: dict[str, Any], words: str) -> None:
+def test_decode_reports_mistakes_as_problem_documents(http: httpx.Client, asked: dict[str, Any], words: str) -> None:
+    """Ids, fingerprints and formats that are not possible are problem documents."""
     problem(http.post("/v1/decode", json=asked), 422, words)
 
 
-def test_paths_and_methods_that_are_not_there_are_problem_documents(http: httpx.Client) -> None:
+def test_unknown_paths_are_problem_documents(http: httpx.Client) -> None:
+    """Unknown paths and methods are problem documents, and no file outside the playground is served."""
     problem(http.get("/v2/encode"), 404, "Not Found")
     problem(http.get("/v1/encode"), 405, "Method Not Allowed")
     for path in ("/playground/../app.py", "/playground/%2e%2e/app.py", "/playground/..%2fapp.py"):
@@ -331,7 +352,8 @@ async def answers(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"{}"})
 
 
-def test_a_key_has_its_rate_and_is_told_when_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_access_limits_the_rate_of_each_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each key has its own request rate, and a refused request has a Retry-After header."""
     monkeypatch.setenv("ALIT_KEYS", f"one:{KEY},two:{KEY[::-1]}")
 
     async def ask() -> None:
@@ -349,7 +371,8 @@ def test_a_key_has_its_rate_and_is_told_when_to_come_back(monkeypatch: pytest.Mo
     asyncio.run(ask())
 
 
-def test_without_keys_only_this_machine_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_access_without_keys_answers_this_host_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without keys, only requests from this host are answered, unless the settings allow others."""
     monkeypatch.delenv("ALIT_KEYS", raising=False)
 
     async def statuses(settings: Settings) -> list[int]:
@@ -367,7 +390,8 @@ def test_without_keys_only_this_machine_is_answered(monkeypatch: pytest.MonkeyPa
     assert asyncio.run(statuses(Settings())) == [403, 403, 403]
 
 
-def test_the_client_tells_what_the_service_said(service: Service) -> None:
+def test_client_returns_results_and_raises_errors(service: Service) -> None:
+    """The client returns the service's results and raises its errors."""
     with Client(service.url, KEY) as client:
         good, bad = client.encode([photo(0), b"junk"], criterion="fixed:16")
         assert len(good["ids"]) == 16
@@ -382,12 +406,14 @@ def test_the_client_tells_what_the_service_said(service: Service) -> None:
         stranger.models()
 
 
-def test_the_client_needs_neither_torch_nor_ray() -> None:
+def test_client_imports_neither_torch_nor_ray() -> None:
+    """The client imports neither torch nor Ray."""
     code = "import sys, serve.client; sys.exit(bool({'torch', 'ray', 'alit', 'fastapi'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_client_that_leaves_or_sends_slowly_does_no_harm(service: Service, http: httpx.Client) -> None:
+def test_service_survives_slow_and_leaving_clients(service: Service, http: httpx.Client) -> None:
+    """Clients that leave or send slowly do not disturb other requests."""
     head = f"POST /v1/encode HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: image/png\r\n"
     slow = socket.create_connection(("127.0.0.1", service.port))
     slow.sendall(f"{head}Content-Length: 1000\r\n\r\nabc".encode())
@@ -400,7 +426,8 @@ def test_a_client_that_leaves_or_sends_slowly_does_no_harm(service: Service, htt
     slow.close()
 
 
-def test_what_the_server_stack_must_refuse_it_refuses(service: Service, http: httpx.Client) -> None:
+def test_service_refuses_malformed_http(service: Service, http: httpx.Client) -> None:
+    """Malformed HTTP requests are refused, and the service keeps answering."""
     smuggled = [
         b"POST /v1/encode HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
         b"POST /v1/encode HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
@@ -418,14 +445,16 @@ def test_what_the_server_stack_must_refuse_it_refuses(service: Service, http: ht
 # -------------------------------------------------------------------- the command
 
 
-def test_the_example_holds_every_setting_with_its_default() -> None:
+def test_settings_example_holds_every_default() -> None:
+    """The example file holds every setting with its default."""
     example = CLUSTER / "serve.yaml"
     assert read_settings(example, {}) == (Settings(), ListenAddress())
     assert set(yaml.safe_load(example.read_text())) == set(Settings.model_fields) | set(ListenAddress.model_fields)
 
 
 @pytest.mark.parametrize("size", ["cpu", "gpu", "multi-gpu"])
-def test_the_configs_of_every_size_are_what_serve_and_we_take(size: str) -> None:
+def test_app_builds_from_every_example_config(size: str) -> None:
+    """Ray Serve and our settings accept the example configuration of every size."""
     found = yaml.safe_load((CLUSTER / f"serve-{size}.yaml").read_text())
     (application,) = ServeDeploySchema.model_validate(found).applications
     assert application.import_path == "serve.app:build"
@@ -435,7 +464,8 @@ def test_the_configs_of_every_size_are_what_serve_and_we_take(size: str) -> None
     assert built._bound_deployment.name == "Ingress"
 
 
-def test_serve_build_writes_the_default_application(tmp_path: Path) -> None:
+def test_application_can_be_built_by_serve(tmp_path: Path) -> None:
+    """The command `serve build` writes the default application."""
     command = [str(Path(sys.executable).with_name("serve")), "build", "serve.application:application"]
     subprocess.run([*command, "-o", str(tmp_path / "built.yaml")], cwd=tmp_path, check=True, capture_output=True)
     found = yaml.safe_load((tmp_path / "built.yaml").read_text())
@@ -444,7 +474,8 @@ def test_serve_build_writes_the_default_application(tmp_path: Path) -> None:
     assert [deployment.name for deployment in application.deployments] == ["Encoder", "Ingress"]
 
 
-def test_bad_settings_are_a_sentence_and_exit_code_2(tmp_path: Path) -> None:
+def test_serve_command_refuses_bad_settings(tmp_path: Path) -> None:
+    """Bad settings end `alit serve` with one sentence and exit code 2."""
     (tmp_path / "short").write_text("me:short\n")
     (tmp_path / "typo.yaml").write_text("max_imgs: 3\n")
     (tmp_path / "range.yaml").write_text("deadline_seconds: -1\n")

@@ -29,9 +29,8 @@ KINDS += [(operation, GenerationMode.POSITIVE) for operation in GIVING]
 
 
 @pytest.mark.parametrize(("operation", "mode"), KINDS, ids=lambda part: str(part))
-def test_whatever_the_document_allows_or_forbids_is_answered_as_it_says(
-    api: Any, operation: str, mode: GenerationMode
-) -> None:
+def test_openapi_document_describes_every_answer(api: Any, operation: str, mode: GenerationMode) -> None:
+    """Requests that the OpenAPI document allows or forbids are answered as the document describes."""
     method, path = operation.split()
 
     @settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -51,7 +50,8 @@ def test_whatever_the_document_allows_or_forbids_is_answered_as_it_says(
     ask()
 
 
-def test_the_document_tells_of_all_that_is_there(api: Any) -> None:
+def test_openapi_document_lists_every_operation(api: Any) -> None:
+    """The OpenAPI document lists every operation of the service."""
     found = {operation.ok().label for operation in api.get_all_operations()}
     assert found == {*TAKING, *GIVING}
 
@@ -103,7 +103,8 @@ def broken(file: bytes, random: np.random.Generator) -> bytes:
     return bytes(data[: random.integers(0, len(data))] if random.random() < 0.1 else data)
 
 
-def test_two_thousand_broken_images_break_nothing(service: Service, http: httpx.Client) -> None:
+def test_replica_survives_two_thousand_broken_images(service: Service, http: httpx.Client) -> None:
+    """Two thousand broken images give results or client errors, and no replica is replaced."""
     random = np.random.default_rng(0)
     whole = seeds()
     before = sorted(named(service.process.pid, "ServeReplica:alit:"))

@@ -41,7 +41,9 @@ def add(batcher: Batcher, item: Any, group: str = "a", cost: int = 1, seconds: f
     return batcher.add(item, group=group, cost=cost, until=time.monotonic() + seconds)
 
 
-def test_what_comes_while_a_batch_is_computed_goes_together() -> None:
+def test_batcher_fills_a_batch_while_another_runs() -> None:
+    """Items that arrive while a batch is computed form the next batch, in order."""
+
     async def run() -> None:
         machine = Machine()
         batcher = machine.batcher()
@@ -59,7 +61,9 @@ def test_what_comes_while_a_batch_is_computed_goes_together() -> None:
     asyncio.run(run())
 
 
-def test_a_batch_is_bounded_by_its_work_and_an_item_that_costs_more_goes_alone() -> None:
+def test_batcher_bounds_the_cost_of_a_batch() -> None:
+    """A batch is bounded by its cost, and an item above the bound forms a batch alone."""
+
     async def run() -> None:
         machine = Machine(0.001)
         batcher = machine.batcher(most=10)
@@ -71,7 +75,9 @@ def test_a_batch_is_bounded_by_its_work_and_an_item_that_costs_more_goes_alone()
     asyncio.run(run())
 
 
-def test_groups_go_apart_and_in_turn() -> None:
+def test_batcher_keeps_groups_apart() -> None:
+    """Items of different groups are in different batches, and the groups take turns."""
+
     async def run() -> None:
         machine = Machine(0.001)
         batcher = machine.batcher()
@@ -82,7 +88,9 @@ def test_groups_go_apart_and_in_turn() -> None:
     asyncio.run(run())
 
 
-def test_each_is_answered_as_soon_as_it_is_done() -> None:
+def test_batcher_answers_each_item_at_once() -> None:
+    """Each item is answered as soon as it is done, before the end of its batch."""
+
     async def run() -> None:
         machine = Machine(0.1)
         batcher = machine.batcher()
@@ -94,7 +102,9 @@ def test_each_is_answered_as_soon_as_it_is_done() -> None:
     asyncio.run(run())
 
 
-def test_who_left_or_came_too_late_is_not_computed() -> None:
+def test_batcher_drops_cancelled_and_expired_items() -> None:
+    """Items that are cancelled or past their deadline are not computed."""
+
     async def run() -> None:
         machine = Machine()
         batcher = machine.batcher(most=2)
@@ -111,7 +121,9 @@ def test_who_left_or_came_too_late_is_not_computed() -> None:
     asyncio.run(run())
 
 
-def test_a_batch_that_everybody_left_ends_at_once() -> None:
+def test_batcher_stops_a_batch_without_clients() -> None:
+    """A batch all of whose items are cancelled ends at once."""
+
     async def run() -> None:
         machine = Machine(0.05)
         batcher = machine.batcher()
@@ -125,7 +137,9 @@ def test_a_batch_that_everybody_left_ends_at_once() -> None:
     asyncio.run(run())
 
 
-def test_a_batch_that_breaks_fails_its_items_and_no_others() -> None:
+def test_batcher_confines_errors_to_their_batch() -> None:
+    """An error in a batch fails its items and no others."""
+
     async def run() -> None:
         machine = Machine(0.001)
         batcher = machine.batcher(most=2)

@@ -51,7 +51,8 @@ class Clients:
         return self.found
 
 
-def test_more_than_can_be_done_is_told_at_once_and_what_is_accepted_is_answered(service: Service) -> None:
+def test_service_refuses_overload_at_once(service: Service) -> None:
+    """Requests beyond the queue's limit are refused at once, and accepted ones are answered."""
     whole = body(*[photo(i) for i in range(40)], criterion="l1:0")
 
     def ask(_: int) -> tuple[int, str | None, float, int]:
@@ -71,7 +72,8 @@ def test_more_than_can_be_done_is_told_at_once_and_what_is_accepted_is_answered(
     assert time.monotonic() - started < 20
 
 
-def test_work_for_clients_that_left_is_dropped(service: Service) -> None:
+def test_service_drops_the_work_of_clients_that_left(service: Service) -> None:
+    """Work for clients that have disconnected is dropped."""
     whole = httpx.Request("POST", service.url, json=body(*[photo(i) for i in range(40)], criterion="l1:0")).read()
     head = f"POST /v1/encode HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
     head += f"Content-Length: {len(whole)}\r\n\r\n"
@@ -90,7 +92,8 @@ def test_work_for_clients_that_left_is_dropped(service: Service) -> None:
     assert alone - started < 2 * (time.monotonic() - alone) + 1.5  # a batch may be under way
 
 
-def test_a_killed_replica_costs_only_what_it_worked_on(service: Service) -> None:
+def test_service_survives_a_killed_replica(service: Service) -> None:
+    """A killed replica costs only the requests that it worked on, which the client can repeat."""
     clients = Clients(lambda: httpx.post(f"{service.url}/v1/encode", json=BODY, headers=HEADERS, timeout=60))
     time.sleep(2)
     (replica,) = named(service.process.pid, "ServeReplica:alit:Encoder")
@@ -112,7 +115,8 @@ def test_a_killed_replica_costs_only_what_it_worked_on(service: Service) -> None
         assert "ids" in patient.encode([photo(0)])[0]
 
 
-def test_new_settings_come_in_without_a_failed_request(service: Service) -> None:
+def test_service_reloads_settings_without_failures(service: Service) -> None:
+    """New settings take effect without a failed request, in new replicas."""
     with Client(service.url, KEY, tries=1) as client:
         assert "ids" in client.encode([photo(0)])[0]
     old = named(service.process.pid, "ServeReplica:alit:")
@@ -128,7 +132,8 @@ def test_new_settings_come_in_without_a_failed_request(service: Service) -> None
     assert not set(old) & set(new)
 
 
-def test_models_take_turns_where_a_replica_holds_one(service: Service, tmp_path: Path) -> None:
+def test_service_swaps_models_within_a_replica(service: Service, tmp_path: Path) -> None:
+    """A replica that holds one model at a time answers for several, each with its own weights."""
     with torch.random.fork_rng():
         other = save_weights(tmp_path / "other", Alit(SMALLEST).eval(), provenance={})
     models = f"models: {{nano: null, other: {tmp_path / 'other'}}}\nmodels_per_replica: 1\n"
@@ -151,7 +156,8 @@ def test_models_take_turns_where_a_replica_holds_one(service: Service, tmp_path:
             assert answer.json()["results"][0]["ids"] == alone.tokens.tolist()
 
 
-def test_settings_that_cannot_be_leave_the_old_ones_in_force(service: Service) -> None:
+def test_service_keeps_its_settings_if_new_are_invalid(service: Service) -> None:
+    """Invalid new settings leave the current ones in force."""
     change(service, SETTINGS + "max_imgs: 3\n", "the old settings stay: the service's settings: max_imgs")
     answer = httpx.post(f"{service.url}/v1/encode", json=BODY, headers=HEADERS, timeout=60)
     assert answer.status_code == 200
@@ -168,13 +174,15 @@ def change(service: Service, settings: str, words: str) -> None:
         time.sleep(0.2)
 
 
-def test_settings_that_do_not_come_up_leave_the_old_ones_in_force(service: Service) -> None:
+def test_service_keeps_its_settings_if_new_fail_to_start(service: Service) -> None:
+    """New settings with which the service cannot start leave the current ones in force."""
     change(service, SETTINGS + "threads: 3\n", "the old settings stay: more processes or threads")
     answer = httpx.post(f"{service.url}/v1/encode", json=BODY, headers=HEADERS, timeout=60)
     assert answer.status_code == 200
 
 
-def test_what_is_under_way_is_answered_before_the_end(tmp_path: Path) -> None:
+def test_service_shuts_down_gracefully(tmp_path: Path) -> None:
+    """Requests in progress are answered before the service ends."""
     service = Service(tmp_path, "max_images: 64\nqueue: 128\n").ready()
     whole = body(*[photo(i) for i in range(64)], criterion="l1:0")
     with ThreadPoolExecutor(2) as pool:

@@ -72,7 +72,8 @@ def shown_ids(page: Page) -> list[int]:
     return json.loads(page.locator("#ids").text_content() or "")
 
 
-def test_choices_on_the_page_are_the_servers_own(page: Page, picture: Path, http: httpx.Client) -> None:
+def test_playground_choices_agree_with_the_service(page: Page, picture: Path, http: httpx.Client) -> None:
+    """Lengths and ids chosen on the page equal those that the service chooses."""
     page.set_input_files("#file", picture)
     expect(page.locator("#status")).to_have_text(f"{picture.name} is encoded.")
     expect(page.locator("#photograph-caption")).to_contain_text("90\u00a0\u00d7\u00a097")
@@ -100,7 +101,8 @@ def test_choices_on_the_page_are_the_servers_own(page: Page, picture: Path, http
             assert shown_ids(page) == own["ids"]
 
 
-def test_what_is_copied_and_downloaded_is_the_answer(page: Page, picture: Path, tmp_path: Path) -> None:
+def test_playground_copies_and_downloads_the_answer(page: Page, picture: Path, tmp_path: Path) -> None:
+    """The copied ids, the downloaded file and the copied curl command give the service's answer."""
     page.set_input_files("#file", picture)
     page.locator("#copy-ids").click()
     expect(page.locator("#copied-ids")).to_have_text("Copied")
@@ -122,7 +124,8 @@ def test_what_is_copied_and_downloaded_is_the_answer(page: Page, picture: Path, 
     assert json.loads(ran.stdout)["results"][0]["ids"] == ids
 
 
-def test_a_file_that_is_no_picture_is_told_and_the_page_goes_on(page: Page, picture: Path, tmp_path: Path) -> None:
+def test_playground_reports_files_that_are_no_images(page: Page, picture: Path, tmp_path: Path) -> None:
+    """A file that is no image is reported, and the page keeps working."""
     (tmp_path / "notes.jpg").write_text("no picture")
     page.set_input_files("#file", tmp_path / "notes.jpg")
     expect(page.locator("#alert")).to_contain_text("“notes.jpg”")
@@ -138,7 +141,9 @@ def test_a_file_that_is_no_picture_is_told_and_the_page_goes_on(page: Page, pict
     expect(page.locator("#status")).to_contain_text("is encoded")
 
 
-def test_the_keyboard_alone_is_enough(page: Page) -> None:
+def test_playground_works_with_the_keyboard_alone(page: Page) -> None:
+    """Every control of the page can be reached and used with the keyboard."""
+
     def tab_to(identifier: str) -> None:
         for _ in range(80):
             page.keyboard.press("Tab")
@@ -173,7 +178,8 @@ def test_the_keyboard_alone_is_enough(page: Page) -> None:
     expect(page.locator("#copied-ids")).to_have_text("Copied")
 
 
-def test_a_picture_can_be_dropped_or_pasted_and_the_heat_follows_the_token(page: Page, picture: Path) -> None:
+def test_playground_accepts_dropped_and_pasted_images(page: Page, picture: Path) -> None:
+    """An image can be dropped or pasted, and the attention map follows the token under the pointer."""
     data = base64.b64encode(picture.read_bytes()).decode()
     hand = """([kind, name, data]) => {
         const transfer = new DataTransfer();
@@ -195,7 +201,8 @@ def test_a_picture_can_be_dropped_or_pasted_and_the_heat_follows_the_token(page:
     assert len(heats) == 3
 
 
-def test_the_key_is_kept_in_memory_only(page: Page) -> None:
+def test_playground_keeps_the_key_in_memory_only(page: Page) -> None:
+    """The key is in no storage of the browser and is gone after a reload."""
     kept = page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])")
     assert kept == '[{},{},""]'
     page.reload()
@@ -205,7 +212,8 @@ def test_the_key_is_kept_in_memory_only(page: Page) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
-def test_nothing_is_cut_off(page: Page, scheme: str, width: int) -> None:
+def test_playground_fits_the_window(page: Page, scheme: str, width: int) -> None:
+    """The page fits narrow and wide windows in both color schemes."""
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": 900})
     page.locator("#sample-shapes").click()
