@@ -38,7 +38,8 @@ def client(proxy: FlakyProxy, attempts: int = 10, **config: object) -> s3fs.S3Fi
     )
 
 
-def test_without_faults_everything_passes_unchanged(bucket, server, tmp_path):
+def test_proxy_without_faults_changes_nothing(bucket, server, tmp_path):
+    """Without faults, every kind of request passes unchanged."""
     _, folder, _ = bucket
     with FlakyProxy(server, rate=0) as proxy:
         s3 = client(proxy, attempts=1)
@@ -64,7 +65,8 @@ def test_without_faults_everything_passes_unchanged(bucket, server, tmp_path):
         assert proxy.faults["requests"] > 40
 
 
-def test_one_connection_carries_chunks_and_answers_without_a_body(server):
+def test_proxy_keeps_a_connection_open(server):
+    """One connection carries chunked requests and answers without a body."""
     answers = []
     with FlakyProxy(server, rate=0) as proxy:
         for address in (server, proxy.address):
@@ -79,7 +81,8 @@ def test_one_connection_carries_chunks_and_answers_without_a_body(server):
     assert [has_body for _, has_body in answers[:3]] == [True, False, True]
 
 
-def test_every_read_is_right_in_the_end(server):
+def test_proxy_faults_do_not_corrupt_reads(server):
+    """Reads that are retried through faults give the right bytes."""
     with FlakyProxy(server, rate=0, stall=0.75) as proxy:
         s3 = client(proxy, attempts=3, read_timeout=0.5, max_pool_connections=50)
         s3.retries = 10  # of bodies, which botocore does not retry; of a hundred, one may fail five times in a row
@@ -95,7 +98,8 @@ def test_every_read_is_right_in_the_end(server):
         proxy.rate = 0
 
 
-def test_a_write_that_is_not_heard_of_is_stored_all_the_same(bucket, server):
+def test_proxy_cuts_answers_after_the_write(bucket, server):
+    """A write whose answer is lost is stored all the same."""
     _, folder, _ = bucket
     with FlakyProxy(server, rate=1, stall=0.1) as proxy:
         s3 = client(proxy, attempts=1)
@@ -109,7 +113,8 @@ def test_a_write_that_is_not_heard_of_is_stored_all_the_same(bucket, server):
         assert all(proxy.faults.values())
 
 
-def test_a_read_only_bucket_refuses_writes_alone(bucket, server):
+def test_proxy_read_only_refuses_writes_alone(bucket, server):
+    """A read-only bucket refuses writes and answers reads."""
     _, folder, _ = bucket
     with FlakyProxy(server, rate=0) as proxy:
         s3 = client(proxy)
@@ -129,7 +134,8 @@ def test_a_read_only_bucket_refuses_writes_alone(bucket, server):
         assert (folder / "kept").read_bytes() == b"2"
 
 
-def test_it_stops_at_once_with_connections_open(server):
+def test_proxy_stops_with_open_connections(server):
+    """The proxy stops at once while connections are open."""
     with FlakyProxy(server, rate=1, stall=60, seed=1) as proxy:
         host, port = proxy.address.split(":")
         connections = [socket.create_connection((host, int(port))) for _ in range(200)]
