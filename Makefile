@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+PROCESSES ?= 2
 
 PY := .venv/bin/python
 INSTALLED := .venv/.installed
@@ -18,9 +19,9 @@ demo: $(INSTALLED) ## tokenize real photographs with the packaged weights, into 
 	@echo "demo: alit demo"
 	@$(PY) .venv/bin/alit demo
 
-test: $(INSTALLED) ## run the tests; ARGS="-k name" passes options on to pytest
-	@echo "test: pytest $(ARGS)"
-	@$(PY) -m pytest $(ARGS)
+test: $(INSTALLED) ## run the tests, in two processes; ARGS="-k name" passes options on to pytest
+	@echo "test: pytest -n $(PROCESSES) $(ARGS)"
+	@$(PY) -m pytest -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 slow: $(INSTALLED) ## run the tests that take minutes: training that learns, a cluster whose nodes come and go
 	@echo "slow: pytest -m slow $(ARGS)"

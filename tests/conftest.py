@@ -1,4 +1,4 @@
-"""Type checks of alit's annotations, tensor shapes included; the fixtures that several files share; strict skips.
+"""Type checks of alit's annotations, tensor shapes included; shared fixtures; lanes of parallel runs; skips.
 
 In CI (`ALIT_STRICT_SKIPS=1`) the run fails when a test is skipped for a reason that `skips_allowed.txt` does not name.
 """
@@ -6,6 +6,7 @@ In CI (`ALIT_STRICT_SKIPS=1`) the run fails when a test is skipped for a reason 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -20,7 +21,36 @@ from s3_server import s3_server
 jaxtyping.install_import_hook("alit", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 if "OMP_NUM_THREADS" not in os.environ:
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+
+LANES = {"service": "service", "ray_session": "ray"}
+"""Session fixtures that take seconds to start, and the lane of their tests, in the order in which lanes begin."""
+
+HINTS = {
+    "../shared": "photographs and schemas in a folder `shared` beside the checkout",
+    "network namespaces": "root, and iproute2",
+    "prometheus": "Debian's package prometheus, or a release of it on PATH",
+    "kubectl": "kubectl on PATH",
+    "chromium": "Debian's package chromium",
+    "small disk": "root",
+}
+"""How to get what a skipped test needs, by a word of its reason."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gives every test a lane; the processes of a parallel run take whole lanes, so each fixture is started once.
+
+    A file is a lane, but for tests that share a session fixture of `LANES`; those lanes begin first, as they are long.
+    """
+    order = [*LANES.values()]
+    lanes: dict[pytest.Item, str] = {}
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        named = item.get_closest_marker("lane")
+        shared = (lane for fixture, lane in LANES.items() if fixture in fixtures)
+        lanes[item] = named.args[0] if named else next(shared, str(item.path.relative_to(TESTS)))
+        item.add_marker(pytest.mark.xdist_group(lanes[item]))
+    items.sort(key=lambda item: order.index(lanes[item]) if lanes[item] in order else len(order))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -77,22 +107,33 @@ def bucket(tmp_path_factory):
         yield found
 
 
+def _skips(config: pytest.Config) -> dict[str, str]:
+    """Returns the reasons of this run's skipped tests, by test."""
+    reports = config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
+    return {report.nodeid: str(report.longrepr[2]).removeprefix("Skipped: ") for report in reports}
+
+
 def _unexpected_skips(config: pytest.Config) -> list[str]:
     if os.environ.get("ALIT_STRICT_SKIPS") != "1":
         return []
     lines = (TESTS / "skips_allowed.txt").read_text().splitlines()
     allowed = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    reports = config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
-    reasons = {report.nodeid: str(report.longrepr[2]) for report in reports}
-    return [f"{test}: {reason}" for test, reason in reasons.items() if not any(part in reason for part in allowed)]
+    return [f"{test}: {why}" for test, why in _skips(config).items() if not any(part in why for part in allowed)]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workerinput"):  # a process of a parallel run: its controller counts the skips
+        return
     if session.exitstatus == pytest.ExitCode.OK and _unexpected_skips(session.config):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if reasons := Counter(_skips(config).values()):
+        terminalreporter.section("skipped")
+        for reason, count in reasons.items():
+            hints = [hint for word, hint in HINTS.items() if word in reason.lower()]
+            terminalreporter.write_line(f"{count} x {reason}" + (f" (to run: {hints[0]})" if hints else ""))
     if skips := _unexpected_skips(config):
         terminalreporter.section("skipped for a reason that tests/skips_allowed.txt does not name", red=True)
         terminalreporter.write_line("\n".join(skips))
