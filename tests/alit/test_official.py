@@ -432,8 +432,8 @@ def test_unusable_values_are_named(tmp_path):
 
 def test_heads_are_asked_for_where_no_preset_tells(tmp_path):
     message = refusal(write(tmp_path, golden("official-mini")), heads=None)
-    assert "width 96 with 2 blocks is no published preset" in message
-    assert "give it as heads=N" in message
+    assert "width 96 with 2 blocks is not a published preset" in message
+    assert "pass heads=N" in message
     assert "width must be a multiple of heads=5" in refusal(tmp_path / "alit.pth", heads=5)
 
 
@@ -450,7 +450,7 @@ def test_other_files_are_refused_with_what_they_are(tmp_path):
     assert "it holds a list, expected a dictionary" in refusal(write(tmp_path, [1]))
     (tmp_path / "alit.pth").write_text("<html>not found</html>")
     assert "it is not a checkpoint: " in (message := refusal(tmp_path / "alit.pth"))
-    assert "this file with b'<htm'; check the download" in message
+    assert "this one with b'<htm'; check the download" in message
     (tmp_path / "alit.pth").unlink()
     assert "it cannot be read (No such file or directory)" in refusal(tmp_path / "alit.pth")
 
@@ -460,8 +460,8 @@ def test_damaged_files_are_refused(tmp_path):
     data = checkpoint.read_bytes()
     for keep in (4, 1000, len(data) // 2, len(data) - 1):
         checkpoint.write_bytes(data[:keep])
-        assert "it is cut short or damaged (" in (message := refusal(checkpoint))
+        assert "it is truncated or damaged (" in (message := refusal(checkpoint))
         assert message.endswith("; download it again")
     with zipfile.ZipFile(checkpoint, "w") as archive:
         archive.writestr("readme.txt", "a zip, but no checkpoint")
-    assert "it is cut short or damaged (" in refusal(checkpoint)
+    assert "it is truncated or damaged (" in refusal(checkpoint)
