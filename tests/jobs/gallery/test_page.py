@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jobs.gallery.contents import GalleryImage, DatasetSummary
+from jobs.gallery.contents import DatasetSummary, GalleryImage
 from jobs.gallery.page import render
 
 LENGTHS = (16, 32, 48, 64)
