@@ -83,8 +83,8 @@ def twelve_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """A real Ray of our own on this machine, for all tests that need one."""
+def ray_session() -> Iterator[str]:
+    """The address of a Ray on this machine, for all tests that need one; this process is connected to it."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
 
@@ -96,13 +96,16 @@ def ray_session() -> Iterator[None]:
         log_to_driver=False,
         logging_level="warning",
     )
-    yield
+    yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def bucket(tmp_path_factory):
-    """A bucket `photos`: the URI's query that reaches it, the folder behind it, and the server's log."""
+    """A bucket `photos`: the URI's query that reaches it, the folder behind it, and the server's log.
+
+    All tests of a run share it, so each of them has a folder of its own in it.
+    """
     with s3_server(tmp_path_factory.mktemp("s3")) as found:
         yield found
 

@@ -33,8 +33,8 @@ from jobs.tokenization.job import tokenize
 from jobs.tokenization.options import TokenizeOptions
 from jobs.tokenization.resources import Workers, workers_for
 
-COUNT = 600
-ROWS = 20
+COUNT = 300
+ROWS = 10
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six hundred small pictures, of which some are none."""
+    """Three hundred small pictures, of which some are none."""
     folder = tmp_path_factory.mktemp("photos")
     for i in range(COUNT):
         pixels = np.random.default_rng(i).integers(0, 256, (20, 20, 3), dtype=np.uint8)
@@ -65,14 +65,14 @@ def quiet() -> Console:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(ray_session: None, photos: Path, weights: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(ray_session: str, photos: Path, weights: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("undisturbed") / "out"
     tokenize(str(photos), str(output), options(weights), quiet())
     return output
 
 
 def test_tokenize_resumes_after_kills_with_the_same_files(
-    undisturbed: Path, photos: Path, weights: str, tmp_path: Path
+    ray_session: str, undisturbed: Path, photos: Path, weights: str, tmp_path: Path
 ) -> None:
     """A job that is killed and terminated again and again ends with the files of an undisturbed one."""
     output = tmp_path / "out"
@@ -88,7 +88,7 @@ def test_tokenize_resumes_after_kills_with_the_same_files(
         "8",
     ]
     arguments += ["--rows-per-file", str(ROWS), "--workers", "2"]
-    result = attack(Run(arguments, output, tmp_path / "log"), COUNT // ROWS, ["actor", "rename", "terminate", "driver"])
+    result = attack(Run(arguments, output, tmp_path / "log", RAY_ADDRESS=ray_session), COUNT // ROWS, ["actor", "rename", "terminate", "driver"])
     compare(output, undisturbed, result)
     assert result.different == []
     assert 0 <= result.encoded_again <= 4 * 2 * ROWS
@@ -99,7 +99,7 @@ def test_tokenize_resumes_after_kills_with_the_same_files(
 
 @pytest.mark.parametrize("decode_workers", [0, 1])
 def test_tokenize_rejects_an_image_that_crashes_its_decoder(
-    ray_session: None, photos: Path, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decode_workers: int
+    ray_session: str, photos: Path, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decode_workers: int
 ) -> None:
     """An image that crashes its decoder's process is rejected, and all others are tokenized."""
     folder = tmp_path / "in"
@@ -125,7 +125,7 @@ def test_tokenize_rejects_an_image_that_crashes_its_decoder(
     assert verify(str(output), quiet())
 
 
-def test_tokenize_stops_at_the_maximum_reject_rate(ray_session: None, weights: str, tmp_path: Path) -> None:
+def test_tokenize_stops_at_the_maximum_reject_rate(ray_session: str, weights: str, tmp_path: Path) -> None:
     """A job that rejects too many images stops, and resumes once a higher rate is allowed."""
     (tmp_path / "in").mkdir()
     for i in range(400):
@@ -143,7 +143,7 @@ def test_tokenize_stops_at_the_maximum_reject_rate(ray_session: None, weights: s
 
 
 def test_tokenize_survives_a_flaky_and_a_read_only_bucket(
-    bucket: Any, undisturbed: Path, photos: Path, weights: str, tmp_path: Path
+    ray_session: str, bucket: Any, undisturbed: Path, photos: Path, weights: str, tmp_path: Path
 ) -> None:
     """A job over a failing network resumes after its bucket was read-only and ends with the same files."""
     query, folder, _ = bucket
@@ -153,7 +153,7 @@ def test_tokenize_survives_a_flaky_and_a_read_only_bucket(
         through = f"endpoint=http://{proxy.address}&region=us-east-1&timeout=1"
         arguments = ["tokenize", f"s3://photos/in?{through}", f"s3://photos/out?{through}", "--weights", weights]
         arguments += ["--criterion", "l1:0.2", "--batch-size", "8", "--rows-per-file", str(ROWS), "--workers", "2"]
-        run = Run(arguments, folder / "out", tmp_path / "log")
+        run = Run(arguments, folder / "out", tmp_path / "log", RAY_ADDRESS=ray_session)
         run.start()
         run.wait_until(lambda: finished(folder / "out") >= 5)
         proxy.read_only = True
@@ -175,10 +175,10 @@ def test_tokenize_survives_a_flaky_and_a_read_only_bucket(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 160 KiB."""
+    """A disk of 128 KiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=160k", "none", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "none", str(disk)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("needs the right to mount a small disk")
     yield disk
@@ -219,7 +219,7 @@ def test_workers_for_fills_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found({"CPU": 1000.0}) == Workers(count=local_cpus())
 
 
-def test_stages_accept_workers_with_gpus(ray_session: None) -> None:
+def test_stages_accept_workers_with_gpus(ray_session: str) -> None:
     """It refuses some options with GPUs that it takes without; nothing is run."""
     unused: Any = None
     with_gpus = Workers(count=2, gpus=0.5, memory=1 << 30, labels={"tier": "gpu"}, decoders=1)
