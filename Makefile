@@ -10,7 +10,7 @@ INSTALLED := .venv/.installed
 UNFINISHED := .venv/.unfinished
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow soak load hosts check clean
+.PHONY: help demo test slow soak load hosts check docs clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -40,7 +40,7 @@ hosts: $(INSTALLED) ## train, tokenize and serve on hosts in network namespaces:
 	@echo "hosts: tests/tools/hosts.py $(INPUT)"
 	@PYTHONPATH=tests/support $(PY) tests/tools/hosts.py "$(INPUT)"
 
-check: $(INSTALLED) ## lint, formatting, types, and which package may import which
+check: $(INSTALLED) ## lint, formatting, types, imports between packages, spelling and YAML
 	@echo "check: ruff check"
 	@$(PY) -m ruff check .
 	@echo "check: ruff format --check"
@@ -49,10 +49,18 @@ check: $(INSTALLED) ## lint, formatting, types, and which package may import whi
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright
 	@echo "check: lint-imports"
 	@$(PY) .venv/bin/lint-imports
+	@echo "check: codespell"
+	@$(PY) .venv/bin/codespell
+	@echo "check: yamllint"
+	@$(PY) -m yamllint --strict .
+
+docs: $(INSTALLED) ## build the documentation into ./site and check its links
+	@echo "docs: mkdocs build --strict"
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
 
 clean: ## remove what the other targets made, except .venv
-	@echo "clean: build products, caches, ./demo"
-	@rm -rf build dist ./*.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache demo
+	@echo "clean: build products, caches, ./demo, ./site"
+	@rm -rf build dist ./*.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache demo site
 	@find alit jobs serve tests -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp holds the folder it was made in: an editable install that was copied or moved would test the old folder.
