@@ -1,4 +1,4 @@
-"""Who may come in, how often and with how much: keys, rates, sizes, request ids, the log; before any work is done."""
+"""Authentication, rate limiting and request size limits, enforced before an endpoint runs; also the request log."""
 
 from __future__ import annotations
 
@@ -22,76 +22,100 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-KEYS = "ALIT_KEYS"
-OPEN = ("/healthz", "/readyz", "/", "/openapi.json")
-"""What is answered without a key: little of it costs work, and nothing tells of data."""
-HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
-UNTIL: ContextVar[float] = ContextVar("UNTIL")
+KEYS_VARIABLE = "ALIT_KEYS"
+HAPROXY_VARIABLE = "RAY_SERVE_ENABLE_HA_PROXY"
+PUBLIC_PATHS = ("/healthz", "/readyz", "/", "/openapi.json")
+"""Paths that need no API key: they cost little work and reveal no data."""
+MIN_KEY_LENGTH = 16
 log = logging.getLogger("ray.serve.alit")
 """Serve's own handlers write its fields, with the request's id, to the replica's log file."""
 
+_deadline: ContextVar[float] = ContextVar("_deadline")
+
 
 def seconds_left() -> float:
-    """For which the client of this request is told to wait."""
-    return UNTIL.get() - time.monotonic()
+    """Returns the seconds until the deadline of the current request."""
+    return _deadline.get() - time.monotonic()
 
 
 def read_keys(settings: Settings) -> dict[str, bytes]:
-    """SHA-256 digests of the API keys by name, from the file and from the environment's ALIT_KEYS (name:key,name:key).
+    """Reads the API keys from the keys file and from the environment's ALIT_KEYS (name:key,name:key).
+
+    Args:
+        settings: The settings, which name the file.
+
+    Returns:
+        SHA-256 digests of the keys, by the keys' names.
 
     Raises:
-        ConfigError: the file cannot be read, or a line is no `name:key`.
+        ConfigError: The file cannot be read, or an entry is not `name:key`.
     """
-    lines = os.environ.get(KEYS, "").split(",")
+    lines = os.environ.get(KEYS_VARIABLE, "").split(",")
     if settings.keys_file is not None:
         try:
             lines += Path(settings.keys_file).read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"the keys in {settings.keys_file!r} cannot be read: {error}") from error
+            raise ConfigError(f"the keys file {settings.keys_file!r} cannot be read: {error}") from error
     keys: dict[str, bytes] = {}
     for number, line in enumerate(stripped for line in lines if (stripped := line.strip()) and stripped[0] != "#"):
         name, separator, key = line.partition(":")
-        if not separator or not name.strip() or len(key.strip()) < 16:
-            raise ConfigError(f"key {number + 1} must be written name:key, with a key of 16 characters or more")
+        if not separator or not name.strip() or len(key.strip()) < MIN_KEY_LENGTH:
+            raise ConfigError(
+                f"key {number + 1} must be written name:key, with a key of at least {MIN_KEY_LENGTH} characters"
+            )
         keys[name.strip()] = hashlib.sha256(key.strip().encode()).digest()
     return keys
 
 
-class Rate:
-    """Requests of one key: so many a minute, saved up for at most ten seconds."""
+class RateLimit:
+    """A token bucket for the requests of one API key; a burst is at most ten seconds' worth of requests.
+
+    Args:
+        per_minute: The sustained rate.
+    """
 
     def __init__(self, per_minute: int) -> None:
-        self.per_second, self.most = per_minute / 60, max(1.0, per_minute / 6)
-        self.saved, self.since = self.most, time.monotonic()
+        self.per_second, self.burst = per_minute / 60, max(1.0, per_minute / 6)
+        self.available, self.updated = self.burst, time.monotonic()
 
-    def wait(self) -> float:
-        """Takes one; the seconds to wait where there is none."""
+    def acquire(self) -> float:
+        """Takes one request from the bucket; returns the seconds to wait if it is empty, else 0."""
         now = time.monotonic()
-        self.saved, self.since = min(self.most, self.saved + (now - self.since) * self.per_second), now
-        if self.saved < 1:
-            return (1 - self.saved) / self.per_second
-        self.saved -= 1
+        refilled = self.available + (now - self.updated) * self.per_second
+        self.available, self.updated = min(self.burst, refilled), now
+        if self.available < 1:
+            return (1 - self.available) / self.per_second
+        self.available -= 1
         return 0.0
 
 
-class Doors:
-    """ASGI middleware, around all endpoints."""
+class AccessMiddleware:
+    """ASGI middleware that authenticates, limits and logs every request.
+
+    Args:
+        app: The ASGI application.
+        settings: The service's settings.
+
+    Raises:
+        ConfigError: The API keys cannot be read.
+    """
 
     def __init__(self, app: Any, settings: Settings) -> None:
         self.app, self.settings, self.keys = app, settings, read_keys(settings)
         log.setLevel(logging.INFO)
-        self.held = 0  # bytes of the bodies of all requests under way
-        self.rates = {name: Rate(settings.requests_per_minute) for name in self.keys}
+        self.bytes_in_flight = 0  # of the bodies of all requests in progress
+        self.rate_limits = {name: RateLimit(settings.requests_per_minute) for name in self.keys}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request, as ASGI defines it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        started, status, name = time.monotonic(), 0, ""
-        body = Body(self, receive)
+        started, status, key_name = time.monotonic(), 0, ""
+        body = _LimitedBody(self, receive)
 
-        async def answer(message: Message) -> None:
+        async def send_response(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -99,80 +123,91 @@ class Doors:
             await send(message)
 
         try:
-            name = self._admit(scope, headers)
-            body.check(headers.get("content-length", "0"))
-            UNTIL.set(started + self.settings.deadline_seconds)
+            key_name = self._authenticate(scope, headers)
+            body.check_size(headers.get("content-length", "0"))
+            _deadline.set(started + self.settings.deadline_seconds)
             async with asyncio.timeout(self.settings.deadline_seconds):
-                await self.app(scope, body.receive, answer)
+                await self.app(scope, body.receive, send_response)
         except ProblemError as error:
-            await respond(error.status, error.detail, error.slug, error.headers)(scope, receive, answer)
+            await respond(error.status, error.detail, error.slug, error.headers)(scope, receive, send_response)
         except TimeoutError:
             if status:
-                raise  # in the middle of an answer: all that is left is to break off
-            late, seconds = self.late(), f"{self.settings.deadline_seconds:g} seconds"
-            if body.whole:
-                await respond(503, f"nothing was found within {seconds}", "busy", late)(scope, receive, answer)
-            else:
-                await respond(408, f"the body did not come within {seconds}")(scope, receive, answer)
+                raise  # the response has begun: it can only be aborted
+            await self._timeout_response(body.complete)(scope, receive, send_response)
         except Exception:
-            status = status or 500  # which the application's outermost layer answers
+            status = status or 500  # which the application's outermost layer sends
             raise
         finally:
-            self.held -= body.taken
-            line = {"method": scope["method"], "path": scope["path"], "status": status, "key": name}
-            log.info("request", extra=line | {"seconds": round(time.monotonic() - started, 4)})
+            self.bytes_in_flight -= body.size
+            fields = {"method": scope["method"], "path": scope["path"], "status": status, "key": key_name}
+            log.info("request", extra=fields | {"seconds": round(time.monotonic() - started, 4)})
 
-    def late(self) -> dict[str, str]:
-        """Headers that tell when to come back."""
+    def retry_after(self) -> dict[str, str]:
+        """Returns the Retry-After header of an overloaded service."""
         return {"Retry-After": str(self.settings.retry_after_seconds)}
 
-    def _admit(self, scope: Scope, headers: dict[str, str]) -> str:
-        """The name of the request's key."""
-        if scope["path"] in OPEN or scope["path"].startswith("/playground/"):
+    def _timeout_response(self, body_complete: bool) -> Any:
+        seconds = f"{self.settings.deadline_seconds:g} seconds"
+        if body_complete:
+            return respond(503, f"the request was not completed within {seconds}", "busy", self.retry_after())
+        return respond(408, f"the body was not received within {seconds}")
+
+    def _authenticate(self, scope: Scope, headers: dict[str, str]) -> str:
+        """Returns the name of the request's API key, empty if the request needs none.
+
+        Raises:
+            ProblemError: The key is missing, unknown, or over its rate limit.
+        """
+        if scope["path"] in PUBLIC_PATHS or scope["path"].startswith("/playground/"):
             return ""
         if not self.keys:
-            # HAProxy comes from its own machine, whoever has come to it
-            here = os.environ.get(HAPROXY) != "1" and is_loopback((scope.get("server") or [""])[0])
-            if self.settings.keyless or here:
+            # HAProxy connects from its own machine, whichever machine its client connects from
+            local = os.environ.get(HAPROXY_VARIABLE) != "1" and is_loopback((scope.get("server") or [""])[0])
+            if self.settings.keyless or local:
                 return ""
-            detail = "this service has no keys, and so answers on its own machine alone; its operator can give it some"
-            raise ProblemError(403, detail)
+            raise ProblemError(
+                403,
+                "this service has no API keys, and therefore only accepts requests from its own machine; its operator "
+                "can configure keys",
+            )
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key:
             challenge = {"WWW-Authenticate": 'Bearer realm="alit"'}
-            raise ProblemError(401, "send a key as 'Authorization: Bearer KEY'", headers=challenge)
+            raise ProblemError(401, "send an API key as 'Authorization: Bearer KEY'", headers=challenge)
         digest = hashlib.sha256(key.strip().encode()).digest()
-        found = [name for name, known in self.keys.items() if hmac.compare_digest(known, digest)]
-        if not found:
+        matches = [name for name, known in self.keys.items() if hmac.compare_digest(known, digest)]
+        if not matches:
             challenge = {"WWW-Authenticate": 'Bearer realm="alit", error="invalid_token"'}
-            raise ProblemError(401, "this key is not known; ask the service's operator for one", headers=challenge)
-        if wait := self.rates[found[0]].wait():
-            detail = f"this key may make {self.settings.requests_per_minute} requests a minute"
+            raise ProblemError(401, "unknown API key; ask the service's operator for one", headers=challenge)
+        if wait := self.rate_limits[matches[0]].acquire():
+            detail = f"this API key is limited to {self.settings.requests_per_minute} requests a minute"
             raise ProblemError(429, detail, "rate_limited", {"Retry-After": str(max(1, round(wait + 0.5)))})
-        return found[0]
+        return matches[0]
 
 
-class Body:
-    """A request's body, which ends the request where it is larger than allowed, whatever its header said."""
+class _LimitedBody:
+    """A request's body, which ends the request if it exceeds a limit, whatever its Content-Length says."""
 
-    def __init__(self, doors: Doors, receive: Receive) -> None:
-        self.doors, self._receive, self.taken, self.whole = doors, receive, 0, False
+    def __init__(self, middleware: AccessMiddleware, receive: Receive) -> None:
+        self._middleware, self._receive = middleware, receive
+        self.size, self.complete = 0, False
 
-    def check(self, length: str) -> None:
-        """Refuses what its header says is too long."""
-        most = self.doors.settings.max_body_bytes
-        if not length.isdigit() or int(length) > most:
-            detail = f"the body may have {most:,} bytes; send fewer or smaller images"
+    def check_size(self, length: str) -> None:
+        """Raises a `ProblemError` if a size, as written in a header, is invalid or exceeds the limit."""
+        limit = self._middleware.settings.max_body_bytes
+        if not length.isdigit() or int(length) > limit:
+            detail = f"the body may have at most {limit:,} bytes; send fewer or smaller images"
             raise ProblemError(413, detail, "body_too_large")
 
     async def receive(self) -> Message:
-        """The next piece."""
+        """Returns the next message, and counts its bytes."""
         message = await self._receive()
         size = len(message.get("body", b""))
-        self.taken += size
-        self.whole = self.whole or not message.get("more_body", False)
-        self.doors.held += size
-        self.check(str(self.taken))
-        if self.doors.held > self.doors.settings.max_bytes_in_flight:
-            raise ProblemError(503, "too much is being sent at once; come back later", "busy", self.doors.late())
+        self.size += size
+        self.complete = self.complete or not message.get("more_body", False)
+        self._middleware.bytes_in_flight += size
+        self.check_size(str(self.size))
+        if self._middleware.bytes_in_flight > self._middleware.settings.max_bytes_in_flight:
+            detail = "server overloaded: too many request bytes in flight; try again later"
+            raise ProblemError(503, detail, "busy", self._middleware.retry_after())
         return message

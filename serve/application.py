@@ -1,7 +1,7 @@
 """The Serve application with its default settings, for `serve build serve.application:application`.
 
-`serve build` takes no builders; its config names this application, where that of `serve deploy` passes settings to
-`serve.app:build`.
+`serve build` takes no application builders. The config that it writes imports this application; the config of
+`serve deploy` passes settings to `serve.app:build` instead.
 """
 
 from serve.app import build

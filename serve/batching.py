@@ -1,7 +1,7 @@
-"""Batches by the work in them: images wait while one is computed, and then go together, first come first served.
+"""Dynamic batching by cost: items queue while a batch is computed, and the next batch takes them in order of arrival.
 
 `ray.serve.batch` closes a batch after its waiting time even while another is computed, so that a busy replica would
-compute many small ones; measured with one image every 20 ms: batches of one, where this gathers a dozen.
+compute many small batches. Measured with one image every 20 ms: batches of one, where this batcher gathers a dozen.
 """
 
 from __future__ import annotations
@@ -16,115 +16,122 @@ from typing import Any
 
 
 @dataclass(eq=False, slots=True)
-class Waiting:
-    """An item on its way through a batch.
+class QueuedItem:
+    """An item in the queue or in a batch.
 
     Attributes:
-        item: to compute.
-        group: only items of one group go together.
-        cost: work that it may take.
-        until: `time.monotonic()` after which nobody wants its answer.
-        arrived: likewise, when it came.
-        answer: cancelled where nobody waits any more.
+        item: The item to compute.
+        group: A batch contains only items of one group.
+        cost: The item's share of a batch's maximum cost.
+        deadline: The `time.monotonic()` after which the item is not computed any more.
+        arrival: The `time.monotonic()` at which the item was added.
+        future: The item's result; cancelled if the caller no longer waits for it.
     """
 
     item: Any
     group: str
     cost: int
-    until: float
-    arrived: float
-    answer: asyncio.Future[Any]
+    deadline: float
+    arrival: float
+    future: asyncio.Future[Any]
 
 
-class Late(Exception):
-    """An item's time was over before its turn."""
+class DeadlineExceededError(Exception):
+    """Raised for an item whose deadline passed while it was queued."""
 
 
-Rounds = Iterator[dict[int, Any]]
-"""Answers by number in the batch, as they are found."""
+Steps = Iterator[dict[int, Any]]
+"""The computation of a batch: every step yields the results that are complete, by position in the batch."""
 
 
 class Batcher:
-    """Gathers items into batches, and computes them one after the other.
+    """Gathers items into batches and computes one batch at a time.
 
     Args:
-        begin: makes a group and its items ready, and returns what computes them.
-        thread: in which that is computed, step by step.
-        most: work in a batch; an item that costs more goes alone.
-        wait: seconds for which a batch waits for more items when none waited before.
-        watch: told of every batch that begins, and how many came too late.
+        begin: Prepares the items of one group and returns the computation of the batch.
+        executor: Runs the computation, step by step.
+        max_cost: The maximum total cost of a batch; an item that exceeds it forms a batch of its own.
+        wait_seconds: How long a batch waits for further items if the queue was empty.
+        on_batch: Called with every new batch and the number of items whose deadline has passed since the last one.
     """
 
     def __init__(
         self,
-        begin: Callable[[str, list[Any]], Awaitable[Rounds]],
-        thread: Executor,
+        begin: Callable[[str, list[Any]], Awaitable[Steps]],
+        executor: Executor,
         *,
-        most: int,
-        wait: float,
-        watch: Callable[[Sequence[Waiting], int], None] = lambda batch, late: None,
+        max_cost: int,
+        wait_seconds: float,
+        on_batch: Callable[[Sequence[QueuedItem], int], None] = lambda batch, expired: None,
     ) -> None:
-        self._begin, self._thread, self._most, self._wait, self._watch = begin, thread, most, wait, watch
-        self._waiting: deque[Waiting] = deque()
-        self._arrival = asyncio.Event()
+        self._begin, self._executor, self._on_batch = begin, executor, on_batch
+        self._max_cost, self._wait_seconds = max_cost, wait_seconds
+        self._queue: deque[QueuedItem] = deque()
+        self._item_added = asyncio.Event()
         self._task = asyncio.create_task(self._run())
 
-    def add(self, item: Any, *, group: str, cost: int, until: float) -> asyncio.Future[Any]:
-        """An item's answer to be.
+    def add(self, item: Any, *, group: str, cost: int, deadline: float) -> asyncio.Future[Any]:
+        """Queues an item.
 
-        Raises:
-            Late: when awaited: its time was over before its turn.
+        Args:
+            item: The item to compute.
+            group: The item's group.
+            cost: The item's cost.
+            deadline: The `time.monotonic()` after which the item is not computed any more.
+
+        Returns:
+            The item's result. Awaiting it raises `DeadlineExceededError` if the deadline passed in the queue.
         """
-        answer = asyncio.get_running_loop().create_future()
-        self._waiting.append(Waiting(item, group, cost, until, time.monotonic(), answer))
-        self._arrival.set()
-        return answer
+        future = asyncio.get_running_loop().create_future()
+        self._queue.append(QueuedItem(item, group, cost, deadline, time.monotonic(), future))
+        self._item_added.set()
+        return future
 
     async def _run(self) -> None:
         while True:
-            if not self._waiting:
-                self._arrival.clear()
-                await self._arrival.wait()
-                await asyncio.sleep(self._wait)
-            if batch := self._take():
+            if not self._queue:
+                self._item_added.clear()
+                await self._item_added.wait()
+                await asyncio.sleep(self._wait_seconds)
+            if batch := self._take_batch():
                 try:
                     await self._compute(batch)
                 except Exception as error:
-                    for waiting in batch:
-                        if not waiting.answer.done():
-                            waiting.answer.set_exception(error)
+                    for queued in batch:
+                        if not queued.future.done():
+                            queued.future.set_exception(error)
 
-    def _take(self) -> list[Waiting]:
-        """The next batch: of the first item's group, in order, as many as its work allows."""
-        batch: list[Waiting] = []
-        others: deque[Waiting] = deque()
-        now, work, late = time.monotonic(), 0, 0
-        while self._waiting:
-            first = self._waiting.popleft()
-            if first.answer.done():
+    def _take_batch(self) -> list[QueuedItem]:
+        """Removes the next batch from the queue: items of the first item's group, in order, up to the maximum cost."""
+        batch: list[QueuedItem] = []
+        remaining: deque[QueuedItem] = deque()
+        now, cost, expired = time.monotonic(), 0, 0
+        while self._queue:
+            first = self._queue.popleft()
+            if first.future.done():
                 continue
-            if first.until < now:
-                late += 1
-                first.answer.set_exception(Late())
+            if first.deadline < now:
+                expired += 1
+                first.future.set_exception(DeadlineExceededError())
             elif batch and first.group != batch[0].group:
-                others.append(first)
-            elif batch and work + first.cost > self._most:
-                others.append(first)
+                remaining.append(first)
+            elif batch and cost + first.cost > self._max_cost:
+                remaining.append(first)
                 break
             else:
                 batch.append(first)
-                work += first.cost
-        self._waiting.extendleft(reversed(others))
-        self._watch(batch, late)
+                cost += first.cost
+        self._queue.extendleft(reversed(remaining))
+        self._on_batch(batch, expired)
         return batch
 
-    async def _compute(self, batch: list[Waiting]) -> None:
-        rounds = await self._begin(batch[0].group, [waiting.item for waiting in batch])
+    async def _compute(self, batch: list[QueuedItem]) -> None:
+        steps = await self._begin(batch[0].group, [queued.item for queued in batch])
         loop = asyncio.get_running_loop()
-        while any(not waiting.answer.done() for waiting in batch):  # else all have gone
-            found = await loop.run_in_executor(self._thread, next, rounds, None)
-            if found is None:
+        while any(not queued.future.done() for queued in batch):  # all done: complete, or abandoned by their callers
+            results = await loop.run_in_executor(self._executor, next, steps, None)
+            if results is None:
                 return
-            for number, answer in found.items():
-                if not batch[number].answer.done():
-                    batch[number].answer.set_result(answer)
+            for position, result in results.items():
+                if not batch[position].future.done():
+                    batch[position].future.set_result(result)

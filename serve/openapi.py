@@ -1,4 +1,4 @@
-"""What the OpenAPI document says beyond what FastAPI finds by itself: bodies, other media types, keys, examples."""
+"""The parts of the OpenAPI document that FastAPI does not derive: bodies, media types, API keys and examples."""
 
 from __future__ import annotations
 
@@ -9,25 +9,35 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from serve import problems
-from serve.schemas import DecodeRequest, EncodeRequest, Problem
+from serve.schemas import ARROW, MSGPACK, DecodeRequest, EncodeRequest, Problem
 
-ARROW, MSGPACK = "application/vnd.apache.arrow.stream", "application/msgpack"
-WEIGHTS = {"schema": {"type": "string"}, "description": "The fingerprint of the weights."}
-PICTURES = ("image/png", "image/webp", "image/jpeg")
-FILES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff", "application/octet-stream")
+WEIGHTS_HEADER = {"schema": {"type": "string"}, "description": "The fingerprint of the weights."}
+IMAGE_TYPES = ("image/png", "image/webp", "image/jpeg")
+"""Media types of images in responses."""
+FILE_TYPES = (
+    "image/jpeg",
+    "image/png",
+    "image/webp",
+    "image/gif",
+    "image/bmp",
+    "image/tiff",
+    "application/octet-stream",
+)
+"""Media types of image files in requests."""
 BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
-DETAILS = {
+EXAMPLE_DETAILS = {
     400: "there was an error parsing the body",
-    401: "send a key as 'Authorization: Bearer KEY'",
-    403: "this service has no keys, and so answers on its own machine alone; its operator can give it some",
-    408: "the body did not come within 30 seconds",
-    413: "the body may have 67,108,864 bytes; send fewer or smaller images",
+    401: "send an API key as 'Authorization: Bearer KEY'",
+    403: "this service has no API keys, and therefore only accepts requests from its own machine; its operator can "
+    "configure keys",
+    408: "the body was not received within 30 seconds",
+    413: "the body may have at most 67,108,864 bytes; send fewer or smaller images",
     415: "send application/json, multipart/form-data, or an image/* file as the body, got 'text/plain'",
-    422: "this model gives 16, 32, 48, 64 tokens, by fixed, l1, mse, psnr, ssim, code, latent; got 'fixed:17'",
-    429: "this key may make 600 requests a minute",
-    503: "more waits already than can be done soon; come back later",
+    422: "this model produces 16, 32, 48, 64 tokens, by fixed, l1, mse, psnr, ssim, code, latent; got 'fixed:17'",
+    429: "this API key is limited to 600 requests a minute",
+    503: "server overloaded: queue is full; try again later",
 }
-ANSWER = {
+EXAMPLE_ANSWER = {
     "model": "nano",
     "fingerprint": "4dccce4752e6d368ad541d20c039ef65f1e846091f08dfa0dddd8272a81d0dfa",
     "criterion": "l1:0.08",
@@ -49,7 +59,7 @@ ANSWER = {
     ],
 }
 
-FAULTS: dict[int | str, dict[str, Any]] = {
+PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {
         "description": problems.TITLES[status],
         "content": {
@@ -59,41 +69,39 @@ FAULTS: dict[int | str, dict[str, Any]] = {
             }
         },
     }
-    for status, detail in DETAILS.items()
+    for status, detail in EXAMPLE_DETAILS.items()
 }
-for busy in (429, 503):
-    FAULTS[busy]["headers"] = {
-        "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds until the same request may come again."}
+for _status in (429, 503):
+    PROBLEMS[_status]["headers"] = {
+        "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds after which to retry the request."}
     }
 
 
-def faults(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Some of them."""
-    return {status: FAULTS[status] for status in statuses}
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Returns the documentation of the error responses with these statuses."""
+    return {status: PROBLEMS[status] for status in statuses}
 
 
-ENCODED: dict[int | str, dict[str, Any]] = {
+ENCODE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "One result per image, in the request's order.",
-        "content": {"application/json": {"example": ANSWER}, ARROW: BINARY, MSGPACK: BINARY},
+        "content": {"application/json": {"example": EXAMPLE_ANSWER}, ARROW: BINARY, MSGPACK: BINARY},
     }
 }
-"""By what the request accepts."""
-
-DECODED: dict[int | str, dict[str, Any]] = {
+DECODE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "A picture; of several a zip file that holds `0.png`, `1.png` …",
-        "content": dict.fromkeys((*PICTURES, "application/zip"), BINARY),
-        "headers": {"X-Alit-Weights": WEIGHTS},
+        "description": "An image; for several images, a zip archive that contains `0.png`, `1.png` …",
+        "content": dict.fromkeys((*IMAGE_TYPES, "application/zip"), BINARY),
+        "headers": {"X-Alit-Weights": WEIGHTS_HEADER},
     }
 }
-DRAWN: dict[int | str, dict[str, Any]] = {
+RECONSTRUCT_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "A picture.",
-        "content": dict.fromkeys(PICTURES, BINARY),
+        "description": "An image.",
+        "content": dict.fromkeys(IMAGE_TYPES, BINARY),
         "headers": {
-            "X-Alit-Tokens": {"schema": {"type": "integer"}, "description": "The code's length."},
-            "X-Alit-Weights": WEIGHTS,
+            "X-Alit-Tokens": {"schema": {"type": "integer"}, "description": "The number of tokens."},
+            "X-Alit-Weights": WEIGHTS_HEADER,
         },
     }
 }
@@ -114,11 +122,11 @@ ENCODE_BODY: dict[str, Any] = {
                     "model": {"type": "string", "maxLength": 64},
                     "criterion": {"type": "string", "maxLength": 100, "example": "l1:0.08"},
                     "max_tokens": {"type": "integer", "minimum": 1},
-                    "return": {"type": "string", "description": "Names with commas between.", "example": "ids,trace"},
+                    "return": {"type": "string", "description": "Comma-separated names.", "example": "ids,trace"},
                 },
             }
         },
-        **dict.fromkeys(FILES, BINARY),
+        **dict.fromkeys(FILE_TYPES, BINARY),
     },
 }
 DECODE_BODY: dict[str, Any] = {
@@ -126,45 +134,44 @@ DECODE_BODY: dict[str, Any] = {
     "content": {
         "application/json": {
             "schema": {"$ref": "#/components/schemas/DecodeRequest"},
-            "example": {"format": "png", "images": [{"ids": ANSWER["results"][0]["ids"]}]},
+            "example": {"format": "png", "images": [{"ids": EXAMPLE_ANSWER["results"][0]["ids"]}]},
         }
     },
 }
-FILE_BODY: dict[str, Any] = {"required": True, "content": dict.fromkeys(FILES, BINARY)}
+FILE_BODY: dict[str, Any] = {"required": True, "content": dict.fromkeys(FILE_TYPES, BINARY)}
 
 
-def query(name: str, what: str, **schema: Any) -> dict[str, Any]:
-    """A parameter of the request line, as a document describes it."""
-    return {"name": name, "in": "query", "required": False, "description": what, "schema": schema}
+def query_parameter(name: str, description: str, **schema: Any) -> dict[str, Any]:
+    """Returns the documentation of an optional query parameter."""
+    return {"name": name, "in": "query", "required": False, "description": description, "schema": schema}
 
 
-RAW_OPTIONS = [
-    query("model", "Where the body is a file: as in the JSON form.", type="string", maxLength=64),
-    query("criterion", "Likewise.", type="string", maxLength=100),
-    query("max_tokens", "Likewise.", type="integer", minimum=1),
-    query("return", "Likewise, with commas between.", type="string"),
+FILE_PARAMETERS = [
+    query_parameter("model", "For image file bodies; as in the JSON body.", type="string", maxLength=64),
+    query_parameter("criterion", "For image file bodies; as in the JSON body.", type="string", maxLength=100),
+    query_parameter("max_tokens", "For image file bodies; as in the JSON body.", type="integer", minimum=1),
+    query_parameter("return", "For image file bodies; comma-separated names.", type="string"),
 ]
 
 
 def install(app: FastAPI) -> None:
-    """Makes the application's document whole."""
+    """Completes the application's OpenAPI document with body schemas and API keys."""
 
-    def document() -> dict[str, Any]:
+    def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            found = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-            reference = "#/components/schemas/{model}"
-            kinds = [(EncodeRequest, "validation"), (DecodeRequest, "validation"), (Problem, "serialization")]
-            _, bodies = models_json_schema(kinds, ref_template=reference)
-            components = found.setdefault("components", {})
+            document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+            modes = [(EncodeRequest, "validation"), (DecodeRequest, "validation"), (Problem, "serialization")]
+            _, bodies = models_json_schema(modes, ref_template="#/components/schemas/{model}")
+            components = document.setdefault("components", {})
             components.setdefault("schemas", {}).update(bodies["$defs"])
             components["securitySchemes"] = {
-                "key": {"type": "http", "scheme": "bearer", "description": "Where the service was given keys."}
+                "key": {"type": "http", "scheme": "bearer", "description": "Required if the service has API keys."}
             }
-            for path, operations in found["paths"].items():
+            for path, operations in document["paths"].items():
                 if path.startswith("/v1/"):
                     for operation in operations.values():
                         operation["security"] = [{"key": []}, {}]
-            app.openapi_schema = found
+            app.openapi_schema = document
         return app.openapi_schema
 
-    app.openapi = document
+    app.openapi = openapi

@@ -1,4 +1,4 @@
-"""What the endpoints do: check what is asked, decode image files off the event loop, ask the replicas with models."""
+"""The operations behind the endpoints: validate requests, decode image files, and call the replicas."""
 
 from __future__ import annotations
 
@@ -20,181 +20,245 @@ from alit.errors import CriterionError
 from alit.images.decode import DecodedImage, decode_image
 from alit.images.formats import ImageError, Limits
 from serve.access import seconds_left
+from serve.encoding import EncodedImage, EncodeTask
 from serve.problems import ProblemError
-from serve.replica import Done, Work
-from serve.schemas import DecodeRequest, EncodeAnswer, EncodeRequest, Problem, Result
+from serve.schemas import DecodeRequest, EncodeAnswer, EncodeRequest, Model, Problem, Result
 from serve.settings import Settings
 
-LATE = "the time was over before this image's turn"
+DEADLINE_EXCEEDED = "deadline exceeded while queued"
+READINESS_SECONDS = 1
+"""How long a successful readiness check is cached."""
 T = TypeVar("T")
 
 
-class Api:
-    """What the endpoints share: the settings, the models' descriptions and the way to them."""
+class EncodingService:
+    """The operations of one process that serves HTTP.
+
+    Args:
+        settings: The service's settings.
+        encoder: The deployment with the models.
+
+    Attributes:
+        executor: Runs blocking work: parsing, image decoding, rendering.
+        models: The models by name, the default first; empty until `load_models` has run.
+    """
 
     def __init__(self, settings: Settings, encoder: DeploymentHandle) -> None:
         self.settings, self.encoder = settings, encoder
-        self.limits = Limits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_pixels)
-        self.threads = ThreadPoolExecutor(4)
-        self.models: dict[str, dict[str, Any]] = {}
-        self.decoding = 0  # image files
-        self.known_ready = -1.0
-        self.rejects = metrics.Counter("alit_rejects_total", "Image files that were refused.", ("reason",))
+        self.executor = ThreadPoolExecutor(4)
+        self.models: dict[str, Model] = {}
+        self._limits = Limits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_pixels)
+        self._files_in_progress = 0
+        self._last_ready = -1.0
+        self._rejects = metrics.Counter("alit_rejects_total", "Image files that were rejected.", ("reason",))
 
-    async def load(self, *, again: bool = False) -> None:
-        """Asks for the models, once they are there."""
-        if again or not self.models:
-            self.models = {model["name"]: model for model in await self.ask(self.encoder.describe.remote())}
+    async def load_models(self, *, refresh: bool = False) -> None:
+        """Fetches the models' descriptions from a replica, unless they are known.
 
-    async def ready(self) -> None:
-        """Whether a replica has its models loaded, looked up once a second at most.
+        Args:
+            refresh: Fetch them in any case.
 
         Raises:
-            ProblemError: none has.
+            ProblemError: No replica is available.
         """
-        if time.monotonic() < self.known_ready + 1:
+        if refresh or not self.models:
+            self.models = {model.name: model for model in await self._result_of(self.encoder.describe.remote())}
+
+    async def check_ready(self) -> None:
+        """Checks that a replica has loaded its models; asks a replica at most once a second.
+
+        Raises:
+            ProblemError: No replica is ready.
+        """
+        if time.monotonic() < self._last_ready + READINESS_SECONDS:
             return
         try:
-            await asyncio.wait_for(self.load(again=True), 5)
+            await asyncio.wait_for(self.load_models(refresh=True), 5)
         except TimeoutError as error:
-            raise self.busy("the models are not loaded yet") from error
-        self.known_ready = time.monotonic()
+            raise self._unavailable("the models are not loaded yet") from error
+        self._last_ready = time.monotonic()
 
-    def model(self, name: str | None) -> dict[str, Any]:
+    def model(self, name: str | None) -> Model:
+        """Returns a model by name; the default model if None.
+
+        Raises:
+            ProblemError: There is no model of this name.
+        """
         if name is None:
             return next(iter(self.models.values()))
         if name not in self.models:
-            raise ProblemError(
-                422, f"there is no model {name!r:.70}; there are {', '.join(self.models)}", "unknown_model"
-            )
+            detail = f"there is no model {name!r:.70}; there are {', '.join(self.models)}"
+            raise ProblemError(422, detail, "unknown_model")
         return self.models[name]
 
-    def work(self, request: EncodeRequest, model: dict[str, Any]) -> Work:
-        """What is asked for of every image, pixels still missing."""
-        try:
-            criterion = parse(request.criterion or model["default_criterion"], functions=False)
-        except CriterionError as error:
-            raise ProblemError(422, str(error), "unknown_criterion") from error
-        name = criterion.name
-        if name not in model["criteria"] or (criterion.length and criterion.length not in model["lengths"]):
-            lengths = ", ".join(map(str, model["lengths"]))
-            detail = f"this model gives {lengths} tokens, by {', '.join(model['criteria'])}; got {criterion.spec!r}"
-            raise ProblemError(422, detail, "unknown_criterion")
-        most = request.max_tokens
-        if most is not None:
-            if most < model["lengths"][0]:
-                raise ProblemError(422, f"max_tokens must be at least {model['lengths'][0]}, got {most}")
-            most = max(length for length in model["lengths"] if length <= most)
-        extras = frozenset(request.returns)
-        longest = min(most or model["lengths"][-1], criterion.length or model["lengths"][-1])
-        cost = sum(length for length in model["lengths"] if length <= longest)
-        if extras & {"every_length", "attention"}:
-            cost += sum(model["lengths"])
-        return Work(model["name"], np.empty(0, np.uint8), criterion.spec, cost, 0, most, extras)
-
     async def encode(self, request: EncodeRequest, files: Sequence[bytes | ProblemError]) -> EncodeAnswer:
-        """One result per image, in order."""
-        await self.load()
-        self.check_number(len(files))
+        """Encodes image files.
+
+        Args:
+            request: The options, and the images' ids.
+            files: The image files in order, or the error of a file that could not be read.
+
+        Returns:
+            One result per image, in order.
+
+        Raises:
+            ProblemError: The request is invalid, or the service is overloaded.
+        """
+        await self.load_models()
+        self._check_image_count(len(files))
         model = self.model(request.model)
-        work = self.work(request, model)
-        if self.decoding + len(files) > max(self.settings.queue, len(files)):
-            raise self.busy("more image files wait already than can be decoded soon; come back later")
-        self.decoding += len(files)
-        try:
-            images = await asyncio.gather(*(self.decoded(file, model["image_size"]) for file in files))
-        finally:
-            self.decoding -= len(files)
-        work = replace(work, seconds=seconds_left())
-        works = [replace(work, pixels=image.pixels) for image in images if isinstance(image, DecodedImage)]
-        done = iter(await self.ask(self.replicas(model["name"]).encode.remote(works)) if works else ())
-        results, fingerprint = [], model["fingerprint"]
-        for i, (image, asked) in enumerate(zip(images, request.images, strict=True)):
+        template = self._task_template(request, model)
+        images = await self._decode_files(files, model.image_size)
+        template = replace(template, timeout_seconds=seconds_left())
+        tasks = [replace(template, pixels=image.pixels) for image in images if isinstance(image, DecodedImage)]
+        encoded = iter(await self._result_of(self._replicas(model.name).encode.remote(tasks)) if tasks else ())
+        results, fingerprint = [], model.fingerprint
+        for index, (image, source) in enumerate(zip(images, request.images, strict=True)):
             if isinstance(image, DecodedImage):
-                found = next(done)
-                result, fingerprint = self.result(i, found, image, work.extras), found.fingerprint or fingerprint
+                tokens = next(encoded)
+                result = self._make_result(index, tokens, image, template.extras)
+                fingerprint = tokens.fingerprint or fingerprint
             else:
-                result = Result(index=i, error=Problem(**image.document()))
-            result.id = asked.id
+                result = Result(index=index, error=Problem(**image.document()))
+            result.id = source.id
             results.append(result)
         if all(result.error is not None and result.error.status == 503 for result in results):
-            raise self.busy(LATE)  # nothing was done: the whole request may come again
-        return EncodeAnswer(model=model["name"], fingerprint=fingerprint, criterion=work.criterion, results=results)
+            raise self._unavailable(DEADLINE_EXCEEDED)  # no image was encoded: the client may retry the whole request
+        return EncodeAnswer(model=model.name, fingerprint=fingerprint, criterion=template.criterion, results=results)
 
     async def decode(self, model: str, tokens: list[np.ndarray]) -> np.ndarray:
-        """Pixels of images, uint8 [B, S, S, 3], from checked ids."""
-        return await self.ask(self.replicas(model).decode.remote(model, tokens))
+        """Decodes tokens.
 
-    async def off_loop(self, work: Callable[..., T], *arguments: Any) -> T:
-        """What takes long, in a thread, so that others are answered meanwhile."""
-        return await asyncio.get_running_loop().run_in_executor(self.threads, work, *arguments)
+        Args:
+            model: The model's name.
+            tokens: Token ids that `check_tokens` has accepted, one array per image.
 
-    def check_number(self, images: int) -> None:
+        Returns:
+            Pixels, uint8 [B, S, S, 3].
+
+        Raises:
+            ProblemError: The service is overloaded.
+        """
+        return await self._result_of(self._replicas(model).decode.remote(model, tokens))
+
+    async def run_in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Runs blocking work in a thread, so that the event loop stays responsive; returns its result."""
+        return await asyncio.get_running_loop().run_in_executor(self.executor, function, *arguments)
+
+    def check_tokens(self, request: DecodeRequest, model: Model) -> None:
+        """Checks that a model can decode the tokens of a request.
+
+        Raises:
+            ProblemError: There are too many images, or the weights, a length or an id do not match the model.
+        """
+        self._check_image_count(len(request.images))
+        if request.fingerprint is not None and request.fingerprint != model.fingerprint:
+            detail = f"model {model.name!r} has the weights {model.fingerprint}, not {request.fingerprint!r}"
+            raise ProblemError(422, detail, "other_weights")
+        largest = model.codebook_size - 1
+        for number, tokens in enumerate(request.images):
+            if len(tokens.ids) not in model.lengths:
+                detail = f"this model decodes {_listed(model.lengths)} tokens, got {len(tokens.ids)}"
+                raise ProblemError(422, f"images.{number}: {detail}")
+            if max(tokens.ids) > largest:
+                detail = f"ids must be between 0 and {largest}, got {max(tokens.ids)}"
+                raise ProblemError(422, f"images.{number}: {detail}")
+
+    def _check_image_count(self, images: int) -> None:
         if images > self.settings.max_images:
             detail = f"a request may hold {self.settings.max_images} images, got {images}"
             raise ProblemError(413, detail, "too_many_images")
 
-    def check_tokens(self, asked: DecodeRequest, model: dict[str, Any]) -> None:
-        """Refuses what this model cannot decode."""
-        self.check_number(len(asked.images))
-        if asked.fingerprint is not None and asked.fingerprint != model["fingerprint"]:
-            detail = f"model {model['name']!r} has the weights {model['fingerprint']}, not {asked.fingerprint!r}"
-            raise ProblemError(422, detail, "other_weights")
-        for number, tokens in enumerate(asked.images):
-            if len(tokens.ids) not in model["lengths"]:
-                lengths = ", ".join(map(str, model["lengths"]))
-                raise ProblemError(422, f"images.{number}: this model decodes {lengths} tokens, got {len(tokens.ids)}")
-            if max(tokens.ids) >= model["codebook_size"]:
-                most = model["codebook_size"] - 1
-                raise ProblemError(422, f"images.{number}: ids must lie from 0 to {most}, got {max(tokens.ids)}")
-
-    def replicas(self, model: str) -> DeploymentHandle:
-        """The way to the replicas that hold this model, before others that would have to load it."""
-        return self.encoder.options(multiplexed_model_id=model)
-
-    def busy(self, detail: str) -> ProblemError:
-        return ProblemError(503, detail, "busy", {"Retry-After": str(self.settings.retry_after_seconds)})
-
-    def result(self, index: int, done: Done, image: DecodedImage, extras: frozenset[str]) -> Result:
-        if done.late:
-            return Result(index=index, error=Problem(**self.busy(LATE).document()))
-        return Result(
-            index=index,
-            num_tokens=done.num_tokens,
-            score=done.score,
-            satisfied=done.satisfied,
-            width=image.width,
-            height=image.height,
-            ids=done.ids if "ids" in extras else None,
-            trace=done.trace if "trace" in extras else None,
-            **done.more,
-        )
-
-    async def ask(self, answer: Any) -> Any:
-        """An answer of the replicas with the models.
-
-        Raises:
-            ProblemError: they have enough to do, or were lost.
-        """
+    def _task_template(self, request: EncodeRequest, model: Model) -> EncodeTask:
+        """Returns the task that all images of a request share, without pixels and timeout."""
         try:
-            found = await answer
-        except BackPressureError:
-            found = None
-        except asyncio.CancelledError:  # the client has left, or the time is over: whoever works on it may stop
-            answer.cancel()
-            raise
-        except (RayActorError, DeploymentUnavailableError) as error:
-            raise self.busy("a process of the service was lost while it worked on this; send it again") from error
-        if found is None:
-            raise self.busy("more waits already than can be done soon; come back later")
-        return found
+            criterion = parse(request.criterion or model.default_criterion, functions=False)
+        except CriterionError as error:
+            raise ProblemError(422, str(error), "unknown_criterion") from error
+        if criterion.name not in model.criteria or (criterion.length and criterion.length not in model.lengths):
+            criteria = ", ".join(model.criteria)
+            detail = f"this model produces {_listed(model.lengths)} tokens, by {criteria}; got {criterion.spec!r}"
+            raise ProblemError(422, detail, "unknown_criterion")
+        max_tokens = request.max_tokens
+        if max_tokens is not None:
+            if max_tokens < model.lengths[0]:
+                raise ProblemError(422, f"max_tokens must be at least {model.lengths[0]}, got {max_tokens}")
+            max_tokens = max(length for length in model.lengths if length <= max_tokens)
+        extras = frozenset(request.returns)
+        longest = min(max_tokens or model.lengths[-1], criterion.length or model.lengths[-1])
+        cost = sum(length for length in model.lengths if length <= longest)
+        if extras & {"every_length", "attention"}:
+            cost += sum(model.lengths)
+        return EncodeTask(model.name, np.empty(0, np.uint8), criterion.spec, cost, 0, max_tokens, extras)
 
-    async def decoded(self, file: bytes | ProblemError, size: int) -> DecodedImage | ProblemError:
+    async def _decode_files(
+        self, files: Sequence[bytes | ProblemError], size: int
+    ) -> list[DecodedImage | ProblemError]:
+        """Decodes image files in threads, unless too many are in progress already."""
+        if self._files_in_progress + len(files) > max(self.settings.queue, len(files)):
+            raise self._unavailable(
+                "server overloaded: too many image files are waiting to be decoded; try again later"
+            )
+        self._files_in_progress += len(files)
+        try:
+            return await asyncio.gather(*(self._decode_file(file, size) for file in files))
+        finally:
+            self._files_in_progress -= len(files)
+
+    async def _decode_file(self, file: bytes | ProblemError, size: int) -> DecodedImage | ProblemError:
         if isinstance(file, ProblemError):
             return file
         try:
-            return await self.off_loop(decode_image, file, size, self.limits)
+            return await self.run_in_thread(decode_image, file, size, self._limits)
         except ImageError as error:
-            self.rejects.inc(1, {"reason": error.reason})
+            self._rejects.inc(1, {"reason": error.reason})
             status = 413 if error.reason in ("too_many_bytes", "too_many_pixels") else 422
             return ProblemError(status, str(error), error.reason)
+
+    def _make_result(self, index: int, encoded: EncodedImage, image: DecodedImage, extras: frozenset[str]) -> Result:
+        if encoded.deadline_exceeded:
+            return Result(index=index, error=Problem(**self._unavailable(DEADLINE_EXCEEDED).document()))
+        return Result(
+            index=index,
+            num_tokens=encoded.num_tokens,
+            score=encoded.score,
+            satisfied=encoded.satisfied,
+            width=image.width,
+            height=image.height,
+            ids=encoded.ids if "ids" in extras else None,
+            trace=encoded.trace if "trace" in extras else None,
+            reconstruction=encoded.reconstruction,
+            every_length=encoded.every_length,
+            attention=encoded.attention,
+            input=encoded.input,
+        )
+
+    def _replicas(self, model: str) -> DeploymentHandle:
+        """Returns a handle that prefers replicas which have this model loaded."""
+        return self.encoder.options(multiplexed_model_id=model)
+
+    async def _result_of(self, response: Any) -> Any:
+        """Awaits the result of a call to a replica.
+
+        Raises:
+            ProblemError: The replicas' queues are full, or the replica was lost.
+        """
+        try:
+            result = await response
+        except BackPressureError:
+            result = None
+        except asyncio.CancelledError:  # the client disconnected or the deadline passed: the replica may stop
+            response.cancel()
+            raise
+        except (RayActorError, DeploymentUnavailableError) as error:
+            raise self._unavailable("a process of the service was lost during this request; send it again") from error
+        if result is None:
+            raise self._unavailable("server overloaded: queue is full; try again later")
+        return result
+
+    def _unavailable(self, detail: str) -> ProblemError:
+        return ProblemError(503, detail, "busy", {"Retry-After": str(self.settings.retry_after_seconds)})
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))

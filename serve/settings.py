@@ -1,4 +1,4 @@
-"""How the service is set up: typed arguments of the Serve application, of `alit serve`, and of its YAML file."""
+"""Settings of the service: arguments of the Serve application, options of `alit serve`, and fields of its YAML file."""
 
 from __future__ import annotations
 
@@ -12,30 +12,36 @@ from alit.errors import ConfigError
 
 
 class Settings(BaseModel):
-    """Of the application; every field may stand in the YAML file of `alit serve --config`, or under Serve's `args`.
+    """Settings of the application: fields of the YAML file of `alit serve --config`, or of Serve's `args`.
 
     Attributes:
-        models: weights folders by name, the packaged one where the folder is null; the first is the default.
-        keys_file: API keys, one `name:key` per line; without one, and without ALIT_KEYS, no key is asked for.
-        keyless: whether other machines may come in without a key: where a gateway or the network keeps strangers out.
-        requests_per_minute: of each key, in each process that speaks HTTP.
-        max_body_bytes: of a request.
-        max_images: of a request.
-        max_image_bytes, max_pixels: of an image.
-        deadline_seconds: after which a request is not worked on any more, and answered with 503; 408 where its body
-            has not come.
-        max_batch_tokens: of work in one batch: the tokens of every length that each image may go through, added up.
-        batch_wait_seconds: for which a batch waits for more images when none waited before.
-        queue: images that may wait in a replica; requests beyond are told to come back.
-        retry_after_seconds: when.
-        max_bytes_in_flight: of the bodies that one process that speaks HTTP holds at once; likewise.
-        api_replicas, min_replicas, max_replicas: processes that speak HTTP; least and most that hold the models.
-        target_requests: requests on each of the latter at which more of them are started, up to the most.
-        gpus_per_replica: GPUs of each of the latter.
-        threads: CPU threads, and logical CPUs, of each of the latter.
-        models_per_replica: how many models each of them holds at once; others wait until the longest unused one leaves.
-        precision: bfloat16 is made for GPUs, and changes some 2 % of lengths and ids.
-        openapi: whether /openapi.json is served.
+        models: Weights folders by name; null stands for the packaged weights. The first model is the default.
+        keys_file: A file of API keys, one `name:key` per line. Without it and without ALIT_KEYS, no key is required.
+        keyless: Accept requests from other machines without a key, because a gateway or the network protects the
+            service.
+        requests_per_minute: The rate limit of each key, in each API process.
+        max_body_bytes: The maximum size of a request body.
+        max_images: The maximum number of images in a request.
+        max_image_bytes: The maximum size of an image file.
+        max_pixels: The maximum number of pixels of an image.
+        deadline_seconds: The time limit of a request. After it the service stops working on the request and responds
+            with 503, or with 408 if the body has not been received.
+        max_batch_tokens: The maximum cost of a batch. The cost of an image is the sum of all lengths that it may go
+            through.
+        batch_wait_seconds: How long a batch waits for further images if the queue was empty.
+        queue: The maximum number of images queued in a replica; further requests get 503.
+        retry_after_seconds: The Retry-After header of responses with 503.
+        max_bytes_in_flight: The maximum size of all request bodies that an API process holds; further requests get 503.
+        api_replicas: The number of API processes, which serve HTTP and decode image files.
+        min_replicas: The minimum number of replicas, which hold the models.
+        max_replicas: The maximum number of replicas.
+        target_requests: The number of requests per replica above which replicas are added.
+        gpus_per_replica: GPUs per replica.
+        threads: CPU threads, and logical CPUs, per replica.
+        models_per_replica: The number of models that a replica holds at a time; loading another evicts the least
+            recently used one.
+        precision: bfloat16 is meant for GPUs, and changes about 2 % of lengths and ids.
+        openapi: Serve /openapi.json.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -81,12 +87,13 @@ class Settings(BaseModel):
 
 
 class ListenAddress(BaseModel):
-    """Where `alit serve` listens.
+    """The address that `alit serve` listens on, and its files.
 
     Attributes:
-        host, port: of the API and its page.
-        logs_dir: for the service's log files, the requests' among them; Ray's own folder when null.
-        metrics_port: of Ray's Prometheus endpoint, which listens on every interface; any free one when null.
+        host: The host of the API and its playground.
+        port: The port of the API and its playground.
+        logs_dir: The folder of the service's log files, including the request log; null for Ray's own folder.
+        metrics_port: The port of Ray's Prometheus endpoint, which listens on every interface; null for any free port.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -98,7 +105,7 @@ class ListenAddress(BaseModel):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is reached from this machine alone."""
+    """Returns whether only this machine can reach an address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -106,31 +113,35 @@ def is_loopback(host: str) -> bool:
 
 
 def read_settings(path: Path | None, changes: dict[str, Any]) -> tuple[Settings, ListenAddress]:
-    """The settings of a YAML file, of which `changes` replace some.
+    """Reads the settings of a YAML file.
+
+    Args:
+        path: The file; None for the defaults.
+        changes: Settings that override the file's; None stands for a setting that is not overridden.
 
     Raises:
-        ConfigError: the file cannot be read, or a field is unknown or out of range.
+        ConfigError: The file cannot be read, or a field is unknown or out of range.
     """
     import yaml
 
-    found: Any = {}
+    fields: Any = {}
     if path is not None:
         try:
-            found = yaml.safe_load(path.read_text()) or {}
+            fields = yaml.safe_load(path.read_text()) or {}
         except (OSError, yaml.YAMLError) as error:
             raise ConfigError(f"{str(path)!r} cannot be read as YAML: {str(error).splitlines()[0]}") from error
-        if not isinstance(found, dict):
-            raise ConfigError(f"{str(path)!r} must hold settings such as 'port: 8000', got {type(found).__name__}")
-    found |= {name: value for name, value in changes.items() if value is not None}
-    where = {name: found.pop(name) for name in ListenAddress.model_fields if name in found}
+        if not isinstance(fields, dict):
+            raise ConfigError(f"{str(path)!r} must hold settings such as 'port: 8000', got {type(fields).__name__}")
+    fields |= {name: value for name, value in changes.items() if value is not None}
+    address = {name: fields.pop(name) for name in ListenAddress.model_fields if name in fields}
     try:
-        return Settings(**found), ListenAddress(**where)
-    except (ValueError, TypeError) as error:  # TypeError: a name that is no text
-        raise ConfigError(f"the service's settings: {describe(error)}") from error
+        return Settings(**fields), ListenAddress(**address)
+    except (ValueError, TypeError) as error:  # TypeError: a name that is not a string
+        raise ConfigError(f"the service's settings: {_error_summary(error)}") from error
 
 
-def describe(error: Exception) -> str:
-    """pydantic's errors as one sentence."""
-    problems = getattr(error, "errors", lambda **_: [])(include_url=False, include_context=False)
-    parts = [f"{'.'.join(map(str, p['loc'])) or 'all'}: {p['msg']}, got {p.get('input')!r}"[:300] for p in problems]
+def _error_summary(error: Exception) -> str:
+    """Returns pydantic's errors as one sentence."""
+    faults = getattr(error, "errors", lambda **_: [])(include_url=False, include_context=False)
+    parts = [f"{'.'.join(map(str, f['loc'])) or 'all'}: {f['msg']}, got {f.get('input')!r}"[:300] for f in faults]
     return "; ".join(parts) or str(error)

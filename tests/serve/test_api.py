@@ -38,7 +38,7 @@ from alit.images.encode import to_uint8
 from alit.weights import Weights
 from jobs.tokenization.job import tokenize
 from jobs.tokenization.options import TokenizeOptions
-from serve.access import Doors
+from serve.access import AccessMiddleware
 from serve.app import build
 from serve.client import AsyncClient, Client, ServiceError
 from serve.settings import ListenAddress, Settings, read_settings
@@ -219,7 +219,7 @@ def test_readme_commands_for_serving_work(service: Service, tmp_path: Path) -> N
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
-# -------------------------------------------------------------------- doors
+# -------------------------------------------------------------------- access control
 
 
 def problem(response: httpx.Response, status: int, words: str) -> None:
@@ -237,7 +237,7 @@ def test_access_requires_a_known_key(service: Service) -> None:
     with httpx.Client(base_url=service.url) as stranger:
         problem(stranger.post("/v1/encode", json=asked), 401, "Authorization: Bearer KEY")
         wrong = stranger.post("/v1/encode", json=asked, headers={"Authorization": "Bearer " + "x" * 30})
-        problem(wrong, 401, "not known")
+        problem(wrong, 401, "unknown API key")
         assert wrong.headers["www-authenticate"].startswith("Bearer")
         problem(stranger.get("/v1/models"), 401, "key")
         assert stranger.get("/healthz").is_success
@@ -251,7 +251,7 @@ MISTAKES: list[tuple[dict[str, Any], int, str]] = [
     ({"json": body(b"x", criterion="beauty:1")}, 422, "is not known; write fixed:N"),
     ({"json": body(b"x", criterion="l1:nan")}, 422, "must lie from 0 to 1, got nan"),
     ({"json": body(b"x", criterion="os:system@1")}, 422, "is not known"),
-    ({"json": body(b"x", criterion="fixed:17")}, 422, "gives 16, 32, 48, 64 tokens"),
+    ({"json": body(b"x", criterion="fixed:17")}, 422, "produces 16, 32, 48, 64 tokens"),
     ({"json": body(b"x", max_tokens=3)}, 422, "max_tokens must be at least 16"),
     ({"json": body(b"x", colour="red")}, 422, "colour"),
     ({"json": body(*[b"x"] * 41)}, 413, "may hold 40 images, got 41"),
@@ -326,7 +326,7 @@ def test_encode_refuses_images_beyond_the_limits(http: httpx.Client) -> None:
     ("asked", "words"),
     [
         ({"images": [{"ids": [1] * 17}]}, "images.0: this model decodes 16, 32, 48, 64 tokens, got 17"),
-        ({"images": [{"ids": [2048] * 16}]}, "ids must lie from 0 to 2047, got 2048"),
+        ({"images": [{"ids": [2048] * 16}]}, "ids must be between 0 and 2047, got 2048"),
         ({"images": [{"ids": [-1] * 16}]}, "greater than or equal to 0"),
         ({"images": [{"ids": ["a"] * 16}]}, "valid integer"),
         ({"images": [{"ids": [1] * 16}], "fingerprint": "abc"}, "has the weights"),
@@ -347,7 +347,7 @@ def test_unknown_paths_are_problem_documents(http: httpx.Client) -> None:
 
 
 async def answers(scope: Any, receive: Any, send: Any) -> None:
-    """An application behind the doors that has nothing to say."""
+    """An application behind the middleware that responds with an empty object."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"{}"})
 
@@ -357,8 +357,9 @@ def test_access_limits_the_rate_of_each_key(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("ALIT_KEYS", f"one:{KEY},two:{KEY[::-1]}")
 
     async def ask() -> None:
-        doors = Doors(answers, Settings(requests_per_minute=30))  # five at once, then one every two seconds
-        transport = httpx.ASGITransport(doors)
+        settings = Settings(requests_per_minute=30)  # five at once, then one every two seconds
+        middleware = AccessMiddleware(answers, settings)
+        transport = httpx.ASGITransport(middleware)
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
             one, two = ({"Authorization": f"Bearer {key}"} for key in (KEY, KEY[::-1]))
             statuses = [(await client.get("/v1/models", headers=one)).status_code for _ in range(7)]
@@ -379,7 +380,7 @@ def test_access_without_keys_answers_this_host_only(monkeypatch: pytest.MonkeyPa
         found = []
         for host in ("127.0.0.1", "[::1]", "192.0.2.7"):
             async with httpx.AsyncClient(
-                transport=httpx.ASGITransport(Doors(answers, settings)), base_url=f"http://{host}"
+                transport=httpx.ASGITransport(AccessMiddleware(answers, settings)), base_url=f"http://{host}"
             ) as client:
                 found.append((await client.get("/v1/models")).status_code)
         return found
@@ -402,7 +403,7 @@ def test_client_returns_results_and_raises_errors(service: Service) -> None:
         with pytest.raises(ServiceError, match="there is no model") as caught:
             client.encode([photo(0)], model="absent")
         assert caught.value.status == 422
-    with Client(service.url, "x" * 20, tries=1) as stranger, pytest.raises(ServiceError, match="not known"):
+    with Client(service.url, "x" * 20, tries=1) as stranger, pytest.raises(ServiceError, match="unknown API key"):
         stranger.models()
 
 
@@ -480,7 +481,7 @@ def test_serve_command_refuses_bad_settings(tmp_path: Path) -> None:
     (tmp_path / "typo.yaml").write_text("max_imgs: 3\n")
     (tmp_path / "range.yaml").write_text("deadline_seconds: -1\n")
     cases = {
-        "without keys the service listens on this machine alone": ["--host", "0.0.0.0"],
+        "without API keys the service only listens on this machine": ["--host", "0.0.0.0"],
         "must be written name:key": ["--keys-file", tmp_path / "short"],
         "max_imgs: Extra inputs are not permitted": ["--config", tmp_path / "typo.yaml"],
         "deadline_seconds: Input should be greater than 0": ["--config", tmp_path / "range.yaml"],

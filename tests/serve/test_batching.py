@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from serve.batching import Batcher, Late
+from serve.batching import Batcher, DeadlineExceededError
 
 
 class Machine:
@@ -33,12 +33,12 @@ class Machine:
 
         return rounds()
 
-    def batcher(self, most: int = 12, wait: float = 0.0) -> Batcher:
-        return Batcher(self.begin, ThreadPoolExecutor(1), most=most, wait=wait)
+    def batcher(self, max_cost: int = 12) -> Batcher:
+        return Batcher(self.begin, ThreadPoolExecutor(1), max_cost=max_cost, wait_seconds=0.0)
 
 
 def add(batcher: Batcher, item: Any, group: str = "a", cost: int = 1, seconds: float = 60) -> asyncio.Future[Any]:
-    return batcher.add(item, group=group, cost=cost, until=time.monotonic() + seconds)
+    return batcher.add(item, group=group, cost=cost, deadline=time.monotonic() + seconds)
 
 
 def test_batcher_fills_a_batch_while_another_runs() -> None:
@@ -66,7 +66,7 @@ def test_batcher_bounds_the_cost_of_a_batch() -> None:
 
     async def run() -> None:
         machine = Machine(0.001)
-        batcher = machine.batcher(most=10)
+        batcher = machine.batcher(max_cost=10)
         costs = [4, 4, 4, 25, 1, 9, 1]
         answers = [add(batcher, i, cost=cost) for i, cost in enumerate(costs)]
         await asyncio.gather(*answers)
@@ -107,12 +107,12 @@ def test_batcher_drops_cancelled_and_expired_items() -> None:
 
     async def run() -> None:
         machine = Machine()
-        batcher = machine.batcher(most=2)
+        batcher = machine.batcher(max_cost=2)
         busy = [add(batcher, 0), add(batcher, 1)]
         await asyncio.sleep(0.005)
         gone, late, stays = add(batcher, 10), add(batcher, 11, seconds=0.001), add(batcher, 12)
         gone.cancel()
-        with pytest.raises(Late):
+        with pytest.raises(DeadlineExceededError):
             await late
         assert await stays == 24
         await asyncio.gather(*busy)
@@ -142,7 +142,7 @@ def test_batcher_confines_errors_to_their_batch() -> None:
 
     async def run() -> None:
         machine = Machine(0.001)
-        batcher = machine.batcher(most=2)
+        batcher = machine.batcher(max_cost=2)
         bad, beside, good = add(batcher, "broken"), add(batcher, 1), add(batcher, 2)
         for answer in (bad, beside):
             with pytest.raises(RuntimeError, match="this batch breaks"):

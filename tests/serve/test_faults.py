@@ -122,7 +122,7 @@ def test_service_reloads_settings_without_failures(service: Service) -> None:
     old = named(service.process.pid, "ServeReplica:alit:")
     clients = Clients(lambda: httpx.post(f"{service.url}/v1/encode", json=BODY, headers=HEADERS, timeout=60))
     time.sleep(1)
-    change(service, SETTINGS + "retry_after_seconds: 2\n", "the new settings are in force")
+    change(service, SETTINGS + "retry_after_seconds: 2\n", "using the new settings")
     time.sleep(2)
     found = clients.stop()
     assert [answer for answer in found if isinstance(answer, Exception) or answer.status_code != 200] == []
@@ -137,7 +137,7 @@ def test_service_swaps_models_within_a_replica(service: Service, tmp_path: Path)
     with torch.random.fork_rng():
         other = save_weights(tmp_path / "other", Alit(SMALLEST).eval(), provenance={})
     models = f"models: {{nano: null, other: {tmp_path / 'other'}}}\nmodels_per_replica: 1\n"
-    change(service, SETTINGS + models, "the new settings are in force")
+    change(service, SETTINGS + models, "using the new settings")
     loaded = {name: load_weights(folder) for name, folder in (("nano", None), ("other", tmp_path / "other"))}
     told = httpx.get(f"{service.url}/v1/models", headers=HEADERS).json()
     assert [(model["name"], model["fingerprint"]) for model in told["models"]][1] == ("other", other)
@@ -158,7 +158,7 @@ def test_service_swaps_models_within_a_replica(service: Service, tmp_path: Path)
 
 def test_service_keeps_its_settings_if_new_are_invalid(service: Service) -> None:
     """Invalid new settings leave the current ones in force."""
-    change(service, SETTINGS + "max_imgs: 3\n", "the old settings stay: the service's settings: max_imgs")
+    change(service, SETTINGS + "max_imgs: 3\n", "keeping the old settings: the service's settings: max_imgs")
     answer = httpx.post(f"{service.url}/v1/encode", json=BODY, headers=HEADERS, timeout=60)
     assert answer.status_code == 200
 
@@ -176,7 +176,7 @@ def change(service: Service, settings: str, words: str) -> None:
 
 def test_service_keeps_its_settings_if_new_fail_to_start(service: Service) -> None:
     """New settings with which the service cannot start leave the current ones in force."""
-    change(service, SETTINGS + "threads: 3\n", "the old settings stay: more processes or threads")
+    change(service, SETTINGS + "threads: 3\n", "keeping the old settings: more processes or threads")
     answer = httpx.post(f"{service.url}/v1/encode", json=BODY, headers=HEADERS, timeout=60)
     assert answer.status_code == 200
 
