@@ -1,6 +1,6 @@
 """The files of cluster/monitoring: what Grafana and Prometheus would take, and when the alerts come.
 
-What the panels show of a real run is looked at in `test_submit.py`.
+What the panels show of a real run is tested in `tests/jobs/submission/test_client.py`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ CASES = {  # what brings an alert, and what does not, a value a minute; the aler
 
 
 def test_dashboard_matches_grafanas_model() -> None:
-    """Grafana's own model of a dashboard keeps every field: it drops those that it does not know."""
+    """Grafana's own model of a dashboard keeps every field of ours; it drops the fields that it does not know."""
     register_default_plugins()
     ours = json.loads(BOARD.read_text())
     assert lost(ours, understood(ours)) == []
@@ -106,7 +106,7 @@ def test_panels_have_distinct_ids_and_positions() -> None:
 def test_metrics_of_code_and_dashboards_agree() -> None:
     """The code exports exactly the metrics that the panels and alerts query."""
     root = ROOT
-    code = "".join(path.read_text() for room in ("jobs", "serve") for path in (root / room).glob("*.py"))
+    code = "".join(path.read_text() for room in ("jobs", "serve") for path in (root / room).rglob("*.py"))
     made = set(re.findall(r'metrics\.\w+\(\s*"(alit_\w+)"', code)) | set(re.findall(r'\("(alit_train_\w+)", "', code))
     asked = [target["expr"] for panel in panels() for target in panel["targets"]]
     asked += [rule["expr"] for rule in RULES.values()]

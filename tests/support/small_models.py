@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+
 from alit.model.config import AlitConfig, VQGANConfig
+from alit.tokenizer import Alit
 
 TINY = AlitConfig(
     base=VQGANConfig(channels=(8, 16), blocks=1, latent_dim=8, codebook_size=32, norm_groups=4),
@@ -15,6 +18,32 @@ TINY = AlitConfig(
     code_dim=6,
     codebook_size=64,
 )
+"""16 px, 4 to 16 tokens."""
+
+SMALL = AlitConfig(
+    base=VQGANConfig(channels=(8, 8, 8), blocks=1, latent_dim=8, codebook_size=16, norm_groups=4),
+    image_size=32,
+    width=16,
+    depth=1,
+    heads=2,
+    latents_per_iteration=4,
+    iterations=3,
+    codebook_size=32,
+)
+"""32 px, 4 to 12 tokens."""
+
+SMALLER = AlitConfig(
+    base=VQGANConfig(channels=(4, 4), blocks=1, latent_dim=4, codebook_size=8, norm_groups=2),
+    image_size=16,
+    width=16,
+    depth=1,
+    heads=2,
+    latents_per_iteration=4,
+    iterations=3,
+    codebook_size=16,
+)
+"""16 px, 4 to 12 tokens."""
+
 SMALLEST = AlitConfig(
     base=VQGANConfig(channels=(4, 8), blocks=1, latent_dim=4, codebook_size=16, norm_groups=2),
     image_size=8,
@@ -26,3 +55,11 @@ SMALLEST = AlitConfig(
     code_dim=4,
     codebook_size=16,
 )
+"""8 px, 2 to 8 tokens."""
+
+
+def random_model(config: AlitConfig = TINY, seed: int = 0) -> Alit:
+    """Returns a model with the random values of a seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Alit(config).eval()

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.dataset.unique_ids import repeated_ids
+from jobs.dataset.unique_ids import check_ids
 from jobs.storage.path import parse_uri
 
 
@@ -20,10 +20,10 @@ def test_repeated_ids_agrees_with_and_without_ray(
     for number, ids in enumerate((["a", "b", "c"], ["d", "b", None], ["b", "c", "e"])):
         pq.write_table(pa.table({"key": ids}), tmp_path / f"{number}.parquet")
         files.append((parse_uri(str(tmp_path)), f"{number}.parquet".encode(), "key"))
-    nulls, number, example = repeated_ids(files, 9)
+    nulls, number, example = check_ids(files, 9)
     assert (nulls, number) == (1, 2)
     assert example in ("b", "c")
-    monkeypatch.setattr("jobs.dataset.unique_ids.IDS_AT_ONCE", 5)
-    nulls, number, example = repeated_ids(files, 9)
+    monkeypatch.setattr("jobs.dataset.unique_ids.MAX_LOCAL_IDS", 5)
+    nulls, number, example = check_ids(files, 9)
     assert (nulls, number) == (1, 2)
     assert example in ("b", "c")

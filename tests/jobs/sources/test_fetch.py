@@ -80,7 +80,7 @@ def test_fetch_reports_malformed_uris_as_errors(tmp_path: Path, bucket: Any) -> 
     assert ids == lines
     assert data == [None] * len(lines)
     assert all(errors)
-    assert "names no object" in str(errors[1])
+    assert "does not name an object" in str(errors[1])
     assert "No such file" in str(errors[2])
 
 

@@ -105,7 +105,7 @@ def test_listing_refuses_an_empty_name(tmp_path: Path, monkeypatch: pytest.Monke
     """An empty name is refused and does not mean the working folder."""
     write_files(tmp_path, "a.jpg")
     monkeypatch.chdir(tmp_path)
-    assert "has no name" in refusal("")
+    assert "the input is empty" in refusal("")
 
 
 def test_listing_refuses_an_unreadable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

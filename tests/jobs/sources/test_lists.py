@@ -56,7 +56,7 @@ def test_lists_refuse_what_cannot_be_used(photos: Path, tmp_path: Path) -> None:
             stored_plan(str(tmp_path / name), tmp_path / "out" / name)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "README.txt").write_text("not a list")
-    with pytest.raises(InputError, match=r"a list .* is named itself"):
+    with pytest.raises(InputError, match=r"a list .* must be named directly"):
         stored_plan(str(tmp_path / "folder"), tmp_path / "out")
 
 
@@ -77,7 +77,7 @@ def test_lists_do_not_convert_words(tmp_path: Path) -> None:
 
 def test_lists_ignore_other_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Columns that are not used may change their type within a list."""
-    monkeypatch.setattr("jobs.sources.lists.BLOCK", 1000)
+    monkeypatch.setattr("jobs.sources.lists.BLOCK_BYTES", 1000)
     rows = 200
     (tmp_path / "a.csv").write_text("image,zip\n" + "".join(f"{i}.jpg,{i}\n" for i in range(rows)) + "last.jpg,ABC\n")
     assert len(read_everything(stored_plan(str(tmp_path / "a.csv"), tmp_path / "1", 1000))[0]) == rows + 1

@@ -1,4 +1,4 @@
-"""Promises of the whole job, on a real Ray: nothing is lost, nothing done twice, and bad input costs one sentence."""
+"""The whole tokenize job on a real Ray: no image is lost, none is done twice, and mistakes are one sentence."""
 
 import io
 import json
@@ -18,12 +18,11 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from small_models import SMALL, random_model
 
 from alit.dataset import METADATA_KEY, Metadata, TokenDataset, reject_schema, token_schema
 from alit.errors import AlitError
 from alit.images.decode import decode_image
-from alit.model.config import AlitConfig, VQGANConfig
-from alit.tokenizer import Alit
 from alit.weights import Weights, load_weights, save_weights
 from jobs.storage.retry import StorageError
 from jobs.tokenization import job
@@ -109,22 +108,9 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
-    """32 px, 4 to 12 tokens."""
-    base = VQGANConfig(channels=(8, 8, 8), blocks=1, latent_dim=8, codebook_size=16, norm_groups=4)
-    config = AlitConfig(
-        base=base,
-        image_size=32,
-        width=16,
-        depth=1,
-        heads=2,
-        latents_per_iteration=4,
-        iterations=3,
-        codebook_size=32,
-    )
+    """Weights of a model for 32 px with 4 to 12 tokens."""
     path = tmp_path_factory.mktemp("weights") / "small"
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        save_weights(path, Alit(config), provenance={})
+    save_weights(path, random_model(SMALL), provenance={})
     return load_weights(path)
 
 

@@ -1,6 +1,5 @@
-"""Promises of one shard: bytes to two Parquet files, the same ones every time and on either way. No Ray."""
+"""A shard becomes two Parquet files, with the same bytes in every run; without Ray."""
 
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,30 +10,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from image_files import noise_image
+from small_models import SMALL, random_model
 
 from alit.dataset import DATA, METADATA_KEY, REJECTS, Metadata, metadata_of, reject_schema, token_schema
 from alit.errors import AlitError, CriterionError
 from alit.images.decode import decode_image
-from alit.images.formats import Limits
-from alit.model.config import AlitConfig, VQGANConfig
-from alit.tokenizer import Alit
 from alit.weights import Weights, load_weights, save_weights
 from jobs.dataset.counts import SHARD_KEY, Counts, file_name, written_counts
-from jobs.sources.decode import Decoded, decode_rows, joined
+from jobs.sources.decode import Decoded, concatenate
 from jobs.sources.open import open_input
-from jobs.sources.records import Plan, Rows
+from jobs.sources.records import Plan
 from jobs.storage.path import StoragePath, parse_uri
-from jobs.storage.retry import StorageError
 from jobs.tokenization import shard as shards
 from jobs.tokenization.shard import Job, ShardFiles, decoded_batches
-
-
-def small(**changes: object) -> AlitConfig:
-    """32 px, 4 to 12 tokens."""
-    base = VQGANConfig(channels=(8, 8, 8), blocks=1, latent_dim=8, codebook_size=16, norm_groups=4)
-    fields = {"width": 16, "depth": 1, "heads": 2, "latents_per_iteration": 4, "iterations": 3, "codebook_size": 32}
-    return AlitConfig(base=base, image_size=32, **fields | changes)
 
 
 @pytest.fixture(autouse=True)
@@ -49,23 +38,14 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
     folder = tmp_path_factory.mktemp("weights") / "small"
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        save_weights(folder, Alit(small()), provenance={})
+    save_weights(folder, random_model(SMALL), provenance={})
     return load_weights(folder)
-
-
-def picture(seed: int, format: str = "png") -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (20 + seed, 30, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format)
-    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eleven rows, two of them bad, with a label."""
-    data = [picture(seed) for seed in range(11)]
+    data = [noise_image(seed) for seed in range(11)]
     data[2], data[7] = b"text", None
     path = tmp_path_factory.mktemp("input") / "t.parquet"
     labels = pa.array([[f"label {row}", None] for row in range(11)])
@@ -80,7 +60,7 @@ def plan_of(source: Path, rows_per_file: int = 5, keep: tuple[str, ...] = ("labe
 
 def middle(weights: Weights) -> str:
     """A criterion under which this table's images get various lengths."""
-    images = torch.stack([torch.from_numpy(decode_image(picture(seed), 32).pixels) for seed in range(11)])
+    images = torch.stack([torch.from_numpy(decode_image(noise_image(seed), 32).pixels) for seed in range(11)])
     trace = weights.model.encode(images.permute(0, 3, 1, 2), "l1:0").trace
     return f"l1:{trace[:, 0].median().item():.6f}"
 
@@ -107,42 +87,6 @@ def run(job: Job, weights: Weights, plan: Plan, *, numbers: tuple[int, ...] | No
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-# -------------------------------------------------------------------- decoding
-
-
-def test_decode_rows_separates_images_from_rejects() -> None:
-    """Decoding gives the pixels and sizes of good images, and a reason for each rejected one."""
-    data = [picture(0), b"", None, picture(1, "jpeg"), b"not an image", picture(2)[:100]]
-    errors = [None, None, "the disk is on fire", None, None, None]
-    decoded = decode_rows(Rows(ids=list("abcdef"), data=data, errors=errors, kept=[]), 32, Limits())
-    assert decoded.ids == list("abcdef")
-    assert decoded.good.tolist() == [True, False, False, True, False, False]
-    assert decoded.pixels.shape == (2, 32, 32, 3)
-    assert decoded.pixels.dtype == np.uint8
-    assert decoded.sizes.tolist() == [[30, 20], [30, 21]]
-    assert [reason for reason, _ in decoded.rejects] == ["empty", "unreadable", "not_an_image", "truncated"]
-    assert decoded.rejects[1][1] == "the disk is on fire"
-    assert (decoded.pixels[1] == decode_image(picture(1, "jpeg"), 32).pixels).all()
-
-
-def test_decode_rows_may_give_no_pixels() -> None:
-    """Rows without a good image give empty arrays of the right shapes."""
-    decoded = decode_rows(Rows(ids=["a"], data=[b""], errors=[None], kept=[]), 32, Limits())
-    assert decoded.pixels.shape == (0, 32, 32, 3)
-    assert decoded.sizes.shape == (0, 2)
-
-
-def test_decode_rows_applies_the_limits() -> None:
-    """Images above the limits of bytes or pixels are rejected."""
-    rows = Rows(ids=["a", "b"], data=[picture(0), picture(0)[:50]], errors=[None, None], kept=[])
-    assert [reason for reason, _ in decode_rows(rows, 32, Limits(max_bytes=49)).rejects] == ["too_many_bytes"] * 2
-    assert decode_rows(rows, 32, Limits(max_pixels=599)).rejects[0][0] == "too_many_pixels"
-    assert not decode_rows(rows, 32, Limits(max_pixels=600)).rejects[0][0] == "too_many_pixels"
-
-
-# -------------------------------------------------------------------- files
 
 
 def test_shard_becomes_a_token_and_a_reject_file(tmp_path: Path, table: Path, weights: Weights) -> None:
@@ -219,7 +163,7 @@ def test_joined_parts_equal_the_whole_batch(table: Path, weights: Weights) -> No
     job = job_of(plan, Path("/nowhere"), weights, batch_size=11)
     (whole,) = decoded_batches(job, plan.shards[0])
     parts = list(decoded_batches(replace(job, batch_size=4), plan.shards[0]))
-    found = joined(parts)
+    found = concatenate(parts)
     assert [len(part.ids) for part in parts] == [4, 4, 3]
     assert (found.ids, found.rejects) == (whole.ids, whole.rejects)
     for a, b in zip((found.good, found.pixels, found.sizes), (whole.good, whole.pixels, whole.sizes), strict=True):
@@ -283,7 +227,7 @@ def test_shard_tokens_equal_those_of_single_images(tmp_path: Path, table: Path, 
     job = job_of(plan, tmp_path, weights, batch_size=4)
     run(job, weights, plan)
     for row in pq.read_table(tmp_path / DATA).to_pylist():
-        image = decode_image(picture(int(row["id"].split("#")[1])), 32).pixels
+        image = decode_image(noise_image(int(row["id"].split("#")[1])), 32).pixels
         alone = weights.model.encode(torch.from_numpy(image).permute(2, 0, 1)[None], job.metadata.criterion)
         assert row["tokens"] == alone.tokens.tolist()
         assert row["score"] == pytest.approx(alone.score.item(), abs=1e-5)
@@ -299,19 +243,6 @@ def test_shard_of_a_fixed_length_has_no_scores(tmp_path: Path, table: Path, weig
     assert found["score"].null_count == len(found)
     assert found["trace"].to_pylist() == [[]] * len(found)
     assert all(found["satisfied"].to_pylist())
-
-
-# -------------------------------------------------------------------- writing
-
-
-def test_path_write_replaces_the_whole_file(tmp_path: Path) -> None:
-    """Writing creates the folders and replaces an existing file as a whole."""
-    target = parse_uri(str(tmp_path)) / "a" / "b.bin"
-    assert not target.exists()
-    target.write(b"first, and longer")
-    target.write(b"second")
-    assert target.read() == b"second"
-    assert contents(tmp_path) == {"a/b.bin": b"second"}
 
 
 def test_shard_crash_before_rename_leaves_no_file(
@@ -341,49 +272,9 @@ def test_shard_writes_tokens_after_rejects(
     assert written == [REJECTS, DATA]
 
 
-def test_path_hides_and_removes_unfinished_files(tmp_path: Path) -> None:
-    """Temporary files of a killed writer are not listed and can be removed."""
-    orphan = tmp_path / f".00000000.parquet.{'0a' * 16}.tmp"
-    for path in (orphan, tmp_path / "00000001.parquet", tmp_path / ".mine.tmp"):
-        path.write_bytes(b"")
-    assert parse_uri(str(tmp_path)).names() == [".mine.tmp", "00000001.parquet"]
-    parse_uri(str(tmp_path)).remove_unfinished()
-    assert sorted(contents(tmp_path)) == [".mine.tmp", "00000001.parquet"]
-    parse_uri(str(tmp_path / "nowhere")).remove_unfinished()
-
-
-def test_path_reports_what_cannot_be_used(tmp_path: Path) -> None:
-    """Paths that cannot be written or listed are reported, and a missing folder is empty."""
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StorageError, match="file/a' cannot be written: "):
-        (parse_uri(str(tmp_path / "file")) / "a").write(b"")
-    with pytest.raises(StorageError, match="cannot be listed as a folder"):
-        parse_uri(str(tmp_path / "file")).names()
-    assert parse_uri(str(tmp_path / "nowhere")).names() == []
-
-
-@pytest.mark.parametrize("uri", ["", "nonsense://a/b"])
-def test_parse_uri_refuses_unknown_kinds(uri: str) -> None:
-    """An empty URI and one with an unknown scheme are refused."""
-    with pytest.raises(StorageError):
-        parse_uri(uri)
-
-
-def test_path_uses_other_filesystems(tmp_path: Path) -> None:
-    """A path on another filesystem is written and read through that filesystem."""
-    elsewhere = parse_uri("memory://somewhere/a.bin")
-    assert not elsewhere.local
-    elsewhere.write(b"bytes")
-    assert elsewhere.read() == b"bytes"
-    assert contents(tmp_path) == {}
-
-
-# -------------------------------------------------------------------- refusals
-
-
 def test_metadata_of_refuses_continuous_latents(tmp_path: Path) -> None:
     """Weights with continuous latents cannot make a token dataset."""
-    save_weights(tmp_path / "w", Alit(small(codebook_size=None)), provenance={})
+    save_weights(tmp_path / "w", random_model(replace(SMALL, codebook_size=None)), provenance={})
     with pytest.raises(AlitError, match="continuous latents"):
         metadata_of(load_weights(tmp_path / "w"), "l1:0.1")
 

@@ -367,3 +367,29 @@ def test_checkpoints_report_what_cannot_be_removed(tmp_path):
     assert names(tmp_path) == [stuck.name, "step-00000003.json", "step-00000003.pt"]
     assert all(sentence.startswith(f"'{stuck}' cannot be removed: ") for sentence in said)
     assert said
+
+
+def test_checkpoints_on_s3_are_pruned_and_checked(bucket):
+    """Checkpoints on S3 are kept, pruned and checked for damage as on a disk."""
+    query, _, _ = bucket
+    folder = parse_uri(f"s3://photos/run/checkpoints?{query}")
+    said: list[str] = []
+    checkpoints = Checkpoints(folder, keep=1, report=said.append)
+    assert checkpoints.load_latest() is None
+    for step, score in ((1, 0.1), (2, 0.3), (3, 0.2)):
+        checkpoints.save({"step": step, "weight": torch.full((4_000_000,), step)}, step, score)
+    assert checkpoints.list() == [Saved(step=1, score=0.1), Saved(step=3, score=0.2)]
+    assert len(folder.names()) == 4
+    data = (folder / "step-00000003.pt").read()
+    (folder / "step-00000003.pt").write(data[:-1] + bytes([data[-1] ^ 1]))
+    found = Checkpoints(folder, report=said.append).load_latest()
+    assert found is not None
+    assert found["step"] == 1
+    assert torch.equal(found["weight"], torch.full((4_000_000,), 1))
+    assert said == [
+        "'photos/run/checkpoints/step-00000003.pt' is damaged (its SHA-256 is not the one that was written); "
+        "falling back to step 1"
+    ]
+    (folder / "step-00000001.pt").remove_file()
+    with pytest.raises(TrainingError, match=r"step-00000001.pt' is damaged \(it is missing\); put a good copy"):
+        checkpoints.load_latest()
