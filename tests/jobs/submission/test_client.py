@@ -179,14 +179,15 @@ def test_service_of_the_manifest_answers(service: str, twelve_images: Path) -> N
     assert len(result["ids"]) == 16
 
 
-@pytest.mark.parametrize("row", ["Service", "Tokenizing", "Training", "Cluster"])
+@pytest.mark.parametrize("row", ["Service", "Tokenization", "Training", "Cluster"])
 def test_dashboard_panels_show_data(
     prometheus: str | None, ran: Path, service: str, twelve_images: Path, row: str
 ) -> None:
-    """Of what ran on this cluster: it has no GPU and no autoscaler, and nothing was late."""
+    """Every panel shows data of what ran on this cluster, which has no GPU, no autoscaler and no late request."""
     if prometheus is None:
         pytest.skip("needs prometheus")
-    missing = {"GPU busy", "Model FLOPs utilization", "Too late", "Refused files per second", "asked for", "lost"}
+    missing = {"GPU utilization", "Model FLOPs utilization", "Deadline exceeded", "Rejected files per second"}
+    missing |= {"pending", "failed"}
     image = (twelve_images / "0.png").read_bytes()
     for panel in panels(row):
         for target in panel["targets"]:
@@ -349,7 +350,7 @@ def test_stopped_and_killed_jobs_leave_no_processes(head: Head, twelve_images: P
 
 @pytest.mark.slow
 def test_submit_runs_the_manifests_for_gpus(head: Head, twelve_images: Path, tmp_path: Path) -> None:
-    """On a node that says that it has GPUs: Ray places the work on it, which is then done on the CPU.
+    """The manifests for GPUs run on a node that claims GPUs: Ray places the work there, on its CPU.
 
     Training asks PyTorch for the GPU, so `--gpus on` becomes `off` here.
     """
