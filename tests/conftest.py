@@ -13,9 +13,9 @@ from pathlib import Path
 import jaxtyping
 import numpy as np
 import pytest
+import s3_server
 import torch
 from paths import SHARED, TESTS
-from s3_server import s3_server
 
 # Before anything imports alit. The tower: an int is welcome where a float is asked for, as static checkers have it.
 jaxtyping.install_import_hook("alit", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
@@ -88,14 +88,17 @@ def ray_session() -> Iterator[str]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=4,
-        object_store_memory=300 << 20,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="warning",
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.ENVIRONMENT.items():  # its workers reach the buckets of all tests
+            patch.setenv(name, value)
+        ray.init(
+            address="local",
+            num_cpus=4,
+            object_store_memory=300 << 20,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="warning",
+        )
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
@@ -106,7 +109,7 @@ def bucket(tmp_path_factory):
 
     All tests of a run share it, so each of them has a folder of its own in it.
     """
-    with s3_server(tmp_path_factory.mktemp("s3")) as found:
+    with s3_server.s3_server(tmp_path_factory.mktemp("s3")) as found:
         yield found
 
 
