@@ -1,6 +1,6 @@
-"""Arithmetic over images: rank correlation, intervals from resampling, and what choosing lengths gains.
+"""Statistics over images: rank correlation, bootstrap confidence intervals, and the gain of adaptive lengths.
 
-Shapes: B images, K lengths.
+Shapes: B images, K lengths, M columns, R resamples.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MOST_RESAMPLES, FEWEST_RESAMPLES = 10_000, 1_000
-DRAWS = 10**8
-"""Of images in all resamples together, beyond which there are fewer of these."""
-CELLS = 1 << 22
-"""Of the bootstrap's numbers, held at a time."""
+MIN_RESAMPLES, MAX_RESAMPLES = 1_000, 10_000
+MAX_DRAWS = 10**8
+"""Limit on the images drawn in all resamples together; with many images there are fewer resamples."""
+CHUNK_CELLS = 1 << 22
+"""Limit on the numbers of resamples times images that are held in memory at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Interval:
-    """A mean over images, and its 95 % interval from resampling the images."""
+class ConfidenceInterval:
+    """A mean over images with its 95 % bootstrap percentile interval."""
 
     mean: float
     low: float
@@ -27,7 +27,7 @@ class Interval:
 
 
 def spearman(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:
-    """Rank correlation, ties at their mean rank; 0 where one side is constant."""
+    """Returns Spearman's rank correlation, ties at their mean rank; 0 where one side is constant."""
     ranks = []
     for values in (np.asarray(a), np.asarray(b)):
         _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
@@ -38,51 +38,59 @@ def spearman(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -
 
 
 def resampled_means(columns: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Means of columns [B, M] over images drawn with replacement, B each time: [R, M], R of 1,000 to 10,000."""
+    """Returns the means of columns over images that are resampled with replacement.
+
+    Args:
+        columns: One row per image, [B, M].
+        seed: Seed of the random generator.
+
+    Returns:
+        One row per resample of B images, [R, M]; R lies between 1,000 and 10,000.
+    """
     values, random = columns.astype(np.float64), np.random.default_rng(seed)
     count = len(values)
-    resamples = max(FEWEST_RESAMPLES, min(MOST_RESAMPLES, DRAWS // count))
-    at_once = max(1, CELLS // count)
+    resamples = max(MIN_RESAMPLES, min(MAX_RESAMPLES, MAX_DRAWS // count))
+    chunk = max(1, CHUNK_CELLS // count)
     means = []
-    for start in range(0, resamples, at_once):
-        rows = min(at_once, resamples - start)
-        drawn = random.integers(count, size=(rows, count)) + np.arange(rows)[:, None] * count
-        times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
-        means.append(times.astype(np.float64) @ values / count)
+    for start in range(0, resamples, chunk):
+        rows = min(chunk, resamples - start)
+        indices = random.integers(count, size=(rows, count)) + np.arange(rows)[:, None] * count
+        multiplicity = np.bincount(indices.ravel(), minlength=rows * count).reshape(rows, count)
+        means.append(multiplicity.astype(np.float64) @ values / count)
     return np.concatenate(means)
 
 
-def _interval(mean: float, resampled: np.ndarray) -> Interval:
+def _interval(mean: float, resampled: np.ndarray) -> ConfidenceInterval:
     low, high = np.percentile(resampled, [2.5, 97.5])
-    return Interval(mean=float(mean), low=float(low), high=float(high))
+    return ConfidenceInterval(mean=float(mean), low=float(low), high=float(high))
 
 
-def bootstrap(differences: np.ndarray) -> Interval:
-    """The mean of paired differences [B] and its 95 % percentile interval."""
+def bootstrap_mean(differences: np.ndarray) -> ConfidenceInterval:
+    """Returns the mean of paired differences [B] with its confidence interval."""
     return _interval(differences.mean(dtype=np.float64), resampled_means(differences[:, None])[:, 0])
 
 
-def adaptive_gain(errors: np.ndarray, lengths: Sequence[int], chosen: np.ndarray) -> Interval:
-    """The mean error at chosen lengths minus that of one length for all images, at the same mean tokens.
+def adaptive_gain(errors: np.ndarray, lengths: Sequence[int], chosen: np.ndarray) -> ConfidenceInterval:
+    """Returns the mean error at the chosen lengths minus the error of one fixed length at the same mean tokens.
 
-    The latter is interpolated between the mean errors at the two neighbouring lengths. Both the chosen lengths' mean
-    and what is interpolated there are those of each resample.
+    The error of the fixed length is interpolated linearly between the mean errors at the two neighbouring lengths. Each
+    resample recomputes both the mean of the chosen lengths and the interpolation.
 
     Args:
-        errors: of every image at every length, [K, B].
-        lengths: shortest first.
-        chosen: the index of each image's length, [B].
+        errors: The error of every image at every length, [K, B].
+        lengths: Shortest first.
+        chosen: The index of each image's length, [B].
     """
     tokens = np.asarray(lengths, np.float64)
     columns = np.column_stack([errors.T, errors[chosen, np.arange(errors.shape[1])], tokens[chosen]]).astype(np.float64)
 
     def gain(means: np.ndarray) -> np.ndarray:  # [R, K + 2] to [R]
-        *fixed, own, mean = means.T
+        *fixed, adaptive, mean_tokens = means.T
         if len(tokens) == 1:
-            return own - fixed[0]
-        low = np.clip(np.searchsorted(tokens, mean, side="right") - 1, 0, len(tokens) - 2)
-        part = (mean - tokens[low]) / (tokens[low + 1] - tokens[low])
+            return adaptive - fixed[0]
+        low = np.clip(np.searchsorted(tokens, mean_tokens, side="right") - 1, 0, len(tokens) - 2)
+        fraction = (mean_tokens - tokens[low]) / (tokens[low + 1] - tokens[low])
         shorter, longer = (np.take_along_axis(means, index[:, None], axis=1)[:, 0] for index in (low, low + 1))
-        return own - shorter - part * (longer - shorter)
+        return adaptive - shorter - fraction * (longer - shorter)
 
     return _interval(gain(columns.mean(axis=0, keepdims=True))[0], gain(resampled_means(columns)))

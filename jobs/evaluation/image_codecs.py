@@ -1,4 +1,4 @@
-"""Image codecs at the sizes of token codes, for scale: JPEG and WebP at the quality whose file is nearest in bytes.
+"""JPEG and WebP for comparison, at the quality whose file is nearest in size to the token codes.
 
 Shapes: B batch, S the model's side in pixels, C codecs, K sizes.
 """
@@ -18,42 +18,41 @@ from alit.metrics import pixel
 from alit.reconstruction import HIGHEST_PSNR
 
 CODECS: tuple[Literal["jpeg", "webp"], ...] = ("jpeg", "webp")
-LOWEST, HIGHEST = 1, 100
-"""Qualities."""
+MIN_QUALITY, MAX_QUALITY = 1, 100
 
 
-class Coded(NamedTuple):
-    """What codecs make of images, float32; all bytes are the whole file's, its header included."""
+class CodecMeasurements(NamedTuple):
+    """Sizes and distortions of codec files, float32; sizes are of whole files, headers included."""
 
     size: np.ndarray
     """In bytes, [B, C, K]."""
     l1: np.ndarray
     """[B, C, K]."""
     psnr: np.ndarray
-    """[B, C, K]."""
+    """In dB, [B, C, K]."""
     smallest: np.ndarray
     """Bytes at the lowest quality, [B, C]."""
 
 
-def nearest(encode: Callable[[int], bytes], targets: Sequence[float]) -> list[bytes]:
-    """The files whose sizes are nearest to each of `targets`, in bytes.
+def nearest_files(encode: Callable[[int], bytes], targets: Sequence[float]) -> list[bytes]:
+    """Returns the files whose sizes are nearest to each of the targets.
 
-    Sizes are taken to grow with the quality, as they nearly do. A quality is tried at most once, and at most nine of
-    them are for one target: the lowest, the highest, and seven that halve what lies between.
+    Sizes are assumed to grow with the quality, which nearly holds. Every quality is tried at most once, and at most
+    nine for one target: the lowest, the highest, and seven by bisection.
 
     Args:
-        encode: a quality of 1..100 to the file of an image.
-        targets: sizes in bytes.
+        encode: Returns an image's file at a quality of 1 to 100.
+        targets: Sizes in bytes.
     """
-    tried: dict[int, bytes] = {}
+    files: dict[int, bytes] = {}
 
     def file(quality: int) -> bytes:
-        if quality not in tried:
-            tried[quality] = encode(quality)
-        return tried[quality]
+        if quality not in files:
+            files[quality] = encode(quality)
+        return files[quality]
 
     def search(target: float) -> bytes:
-        low, high = LOWEST, HIGHEST
+        low, high = MIN_QUALITY, MAX_QUALITY
         if len(file(low)) >= target:
             return file(low)
         if len(file(high)) <= target:
@@ -69,32 +68,37 @@ def nearest(encode: Callable[[int], bytes], targets: Sequence[float]) -> list[by
     return [search(target) for target in targets]
 
 
-def coded(pixels: np.ndarray, targets: Sequence[float]) -> Coded:
-    """Images, uint8 [B, S, S, 3], by every codec at the files nearest to each of `targets` bytes."""
+def measure_codecs(pixels: np.ndarray, targets: Sequence[float]) -> CodecMeasurements:
+    """Encodes images with every codec at the sizes nearest to the targets, and measures the results.
+
+    Args:
+        pixels: uint8 [B, S, S, 3].
+        targets: Sizes in bytes, K of them.
+    """
     count, side = pixels.shape[:2]
     shape = (count, len(CODECS), len(targets))
     size, smallest = np.zeros(shape, np.float32), np.zeros(shape[:2], np.float32)
-    pictures = np.zeros((*shape, side, side, 3), np.uint8)
+    decoded = np.zeros((*shape, side, side, 3), np.uint8)
     for row, image in enumerate(pixels):
         for column, codec in enumerate(CODECS):
 
             def encode(quality: int, image: np.ndarray = image, codec: Literal["jpeg", "webp"] = codec) -> bytes:
                 return encode_image(image, codec, quality)
 
-            first, *files = nearest(encode, [0, *targets])
+            first, *files = nearest_files(encode, [0, *targets])
             smallest[row, column] = len(first)
             for k, data in enumerate(files):
                 size[row, column, k] = len(data)
-                pictures[row, column, k] = decode_image(data, side).pixels
+                decoded[row, column, k] = decode_image(data, side).pixels
     l1, psnr = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    images = _floats(pixels)
+    images = _to_float(pixels)
     for column in range(len(CODECS)):
         for k in range(len(targets)):
-            found = _floats(pictures[:, column, k])
-            l1[:, column, k] = pixel.l1(images, found)
-            psnr[:, column, k] = pixel.psnr(images, found).clamp(max=HIGHEST_PSNR)
-    return Coded(size, l1, psnr, smallest)
+            reconstructions = _to_float(decoded[:, column, k])
+            l1[:, column, k] = pixel.l1(images, reconstructions)
+            psnr[:, column, k] = pixel.psnr(images, reconstructions).clamp(max=HIGHEST_PSNR)
+    return CodecMeasurements(size, l1, psnr, smallest)
 
 
-def _floats(pixels: np.ndarray) -> torch.Tensor:
+def _to_float(pixels: np.ndarray) -> torch.Tensor:
     return to_tensor(pixels).float() / 255

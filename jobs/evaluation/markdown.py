@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jobs.evaluation.bootstrap import Interval
-from jobs.evaluation.report import Code, Codec, Evaluation, Quality
+from jobs.evaluation.bootstrap import ConfidenceInterval
+from jobs.evaluation.results import CodecCurve, Evaluation, RateDistortion, ReconstructionQuality
 
 NAMES = {"jpeg": "JPEG", "webp": "WebP"}
 
 
 def markdown(result: Evaluation) -> str:
-    """The whole evaluation."""
+    """Returns the whole evaluation as Markdown."""
     parts = [_heading(result), _lengths(result), _adaptive(result)]
     if result.codecs:
         parts += [_codecs(result), *(_too_large(codec) for codec in result.codecs)]
@@ -21,13 +21,13 @@ def markdown(result: Evaluation) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-    """The first row is the heading; columns that hold nothing below it are left out."""
-    kept = [c for c in range(len(rows[0])) if any(row[c] for row in rows[1:])]
-    lines = ["| " + " | ".join(row[c] for c in kept) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + " --- |" * len(kept), *lines[1:]])
+    """Formats rows under a heading, the first row; columns that are empty below it are left out."""
+    columns = [c for c in range(len(rows[0])) if any(row[c] for row in rows[1:])]
+    lines = ["| " + " | ".join(row[c] for c in columns) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(columns), *lines[1:]])
 
 
-def _interval(value: Interval | None) -> str:
+def _interval(value: ConfidenceInterval | None) -> str:
     return "" if value is None else f"{value.mean:+.4f} [{value.low:+.4f}, {value.high:+.4f}]"
 
 
@@ -36,11 +36,11 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _heading(result: Evaluation) -> str:
-    size, missing = result.image_size, len(result.rejects)
+    size, rejects = result.image_size, len(result.rejects)
     text = f"{result.images} images of {size} x {size} pixels, weights `{result.fingerprint[:12]}`, {result.software}, "
     text += f"default criterion `{result.criterion}`"
-    if missing:
-        text += f"; {missing} more could not be decoded"
+    if rejects:
+        text += f"; {rejects} more could not be decoded"
     return text
 
 
@@ -48,7 +48,9 @@ def _lengths(result: Evaluation) -> str:
     rows = [["tokens", "bits per pixel", "L1", "change, 95 % interval", "MSE", "PSNR", "SSIM", "LPIPS", "rFID"]]
     rows[0].append("codes used")
 
-    def row(label: str, quality: Quality, code: Code | None = None, size: int | None = None) -> list[str]:
+    def row(
+        label: str, quality: ReconstructionQuality, code: RateDistortion | None = None, size: int | None = None
+    ) -> list[str]:
         return [
             label,
             "" if code is None else _number(code.bits_per_pixel, ".3f"),
@@ -105,15 +107,15 @@ def _codecs(result: Evaluation) -> str:
     return _table(rows)
 
 
-def _too_large(codec: Codec) -> str:
-    """A sentence where the codec's smallest files are still larger than the tokens."""
+def _too_large(codec: CodecCurve) -> str:
+    """Returns a sentence if the codec's smallest files are larger than some lengths' tokens, else an empty string."""
     below = [point for point in codec.points if point.token_bytes < codec.smallest_bytes]
     if not below:
         return ""
-    which = f"{below[0].tokens}" if len(below) == 1 else f"{below[0].tokens} to {below[-1].tokens}"
+    span = f"{below[0].tokens}" if len(below) == 1 else f"{below[0].tokens} to {below[-1].tokens}"
     images = f"{codec.images} image{'' if codec.images == 1 else 's'}"
     return (
-        f"{NAMES[codec.name]} cannot get as small as {which} tokens: at its lowest quality its files, headers "
+        f"{NAMES[codec.name]} cannot get as small as {span} tokens: at its lowest quality its files, headers "
         f"included, have {codec.smallest_bytes:.0f} bytes, mean over {images}."
     )
 

@@ -1,8 +1,8 @@
-"""What an evaluation keeps of every image: small numbers, measured batch by batch, gathered from all workers.
+"""Measurements of every image: small arrays, computed batch by batch and collected from all workers.
 
-Shapes: B batch, S the model's side in pixels, K lengths, V versions of an image (what every length makes of it, the
-shortest first, then the base tokenizer, a 4 x 4 thumbnail and its mean colour), T tokens of all lengths together,
-G base tokens, C codecs, D features.
+Shapes: B batch, S the model's side in pixels, K lengths, V reconstructions of an image (one per length, shortest
+first, then the base tokenizer's, a 4 x 4 thumbnail and the mean colour), T tokens of all lengths together, G base
+tokens, C codecs, D features.
 """
 
 from __future__ import annotations
@@ -31,122 +31,123 @@ from alit.reconstruction import (
     to_float,
 )
 from alit.tokenizer import Alit
-from jobs.evaluation.image_codecs import coded
-from jobs.evaluation.models import Rulers
+from jobs.evaluation.image_codecs import measure_codecs
+from jobs.evaluation.models import EvaluationModels
 
 JPEG_QUALITY = 75
-"""Of the files whose sizes stand for how much there is in an image."""
-
-
-WAITING = 1024
-"""Images whose features are gathered before they go into the moments, which cost the same for few as for many."""
+"""The quality of the files whose sizes estimate the complexity of an image."""
+FEATURE_CHUNK = 1024
+"""Images whose features are gathered before an update of the moments, which costs the same for few as for many."""
 
 
 def bits_per_token(config: AlitConfig) -> float | None:
-    """What one token can tell; None of continuous latents."""
+    """Returns the information of one token in bits; None for continuous latents."""
     return None if config.codebook_size is None else math.log2(config.codebook_size)
 
 
 def bits_per_base_token(config: AlitConfig) -> float | None:
-    """What one token of the base can tell; None of a continuous one."""
+    """Returns the information of one base token in bits; None for a continuous base."""
     return math.log2(config.base.codebook_size) if isinstance(config.base, VQGANConfig) else None
 
 
-class Measured(NamedTuple):
-    """Of B images, float32 unless said; what was not measured has an axis of length 0."""
+class Measurements(NamedTuple):
+    """Measurements of B images, float32 unless noted; what was not measured has an axis of length 0."""
 
     l1: np.ndarray
-    """[B, V], as all distances are; see `jobs.measure.Distances`."""
+    """[B, V], like all distances; see `alit.reconstruction.Distances`."""
     mse: np.ndarray
     psnr: np.ndarray
     ssim: np.ndarray
     lpips: np.ndarray
     """[B, V], or [B, 0]."""
     ids: np.ndarray
-    """The codes of every length, one after another, int32 [B, T], or [B, 0]."""
+    """The codes of every length, concatenated, int32 [B, T], or [B, 0]."""
     base_ids: np.ndarray
     """int32 [B, G], or [B, 0]."""
     jpeg_bytes: np.ndarray
-    """Of the image at the model's size, quality 75, [B]."""
+    """Size of the image at the model's size as JPEG of quality 75, [B]."""
     gradient_entropy: np.ndarray
     """In bits, [B]."""
-    coded_bytes: np.ndarray
-    """Of the codecs' files nearest to every length in bytes, [B', C, K]; B' of the B images are coded."""
-    coded_l1: np.ndarray
-    coded_psnr: np.ndarray
-    smallest_bytes: np.ndarray
-    """Of each codec, [B', C]."""
+    codec_bytes: np.ndarray
+    """Sizes of the codecs' files nearest to every length in bytes, [B', C, K]; codecs are measured on B' images."""
+    codec_l1: np.ndarray
+    codec_psnr: np.ndarray
+    codec_smallest_bytes: np.ndarray
+    """Sizes at each codec's lowest quality, [B', C]."""
     against_l1: np.ndarray
-    """The other model's at the common lengths, then its base's, [B, K' + 1], or [B, 0]."""
+    """The other model's L1 at the common lengths, then its base's, [B, K' + 1], or [B, 0]."""
     features: np.ndarray
-    """Of what every length makes of it, of the base's reconstruction and of the image, [B, K + 2, D], or [B, 0, 0]."""
+    """Inception features of every length's reconstruction, the base's, and the image, [B, K + 2, D], or [B, 0, 0]."""
 
     def pack(self) -> bytes:
-        """As bytes that `unpack` reads; nothing in them is ever run."""
+        """Returns the arrays as bytes that `unpack` reads, without pickle."""
         file = io.BytesIO()
         np.savez(file, **self._asdict())
         return file.getvalue()
 
     @classmethod
-    def unpack(cls, data: bytes) -> Measured:
+    def unpack(cls, data: bytes) -> Measurements:
+        """Returns the arrays that `pack` wrote."""
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return cls(**{name: arrays[name] for name in cls._fields})
 
 
 @torch.inference_mode()
-def measure(rulers: Rulers, pixels: np.ndarray, code: np.ndarray) -> Measured:
-    """Measures a batch.
+def measure(models: EvaluationModels, pixels: np.ndarray, with_codecs: np.ndarray) -> Measurements:
+    """Measures the reconstructions of a batch.
 
     Args:
-        rulers: of any device.
+        models: On any device.
         pixels: uint8 [B, S, S, 3], at least one image.
-        code: which of them the codecs are tried on, bool [B].
+        with_codecs: The images on which image codecs are measured, bool [B].
     """
-    model, count = rulers.model, len(pixels)
+    model, count = models.model, len(pixels)
     device = model.encoder.positions.device
     images_u8 = to_tensor(pixels).to(device)
     images = to_float(model, images_u8)
     base = model.base.encode(images)
     steps = [*reconstruct_lengths(model, images, base), reconstruct_base(model, images, base)]
-    pictures = [step.images for step in steps]
-    found = [distances(images, x, rulers.perceptual) for x in (*pictures, thumbnail(images), mean_color(images))]
-    lpips = [distance.lpips for distance in found if distance.lpips is not None]
+    reconstructions = [step.images for step in steps]
+    candidates = (*reconstructions, thumbnail(images), mean_color(images))
+    errors = [distances(images, candidate, models.perceptual) for candidate in candidates]
+    lpips = [error.lpips for error in errors if error.lpips is not None]
     ids = [step.ids for step in steps if step.ids is not None]
     has_ids, has_base_ids = model.codebook is not None, steps[-1].ids is not None
-    nothing = np.zeros((count, 0), np.float32)
+    empty = np.zeros((count, 0), np.float32)
     bits = bits_per_token(model.config)
     targets = [] if bits is None else [length * bits / 8 for length in model.config.lengths]
-    files = coded(pixels[code] if targets else pixels[:0], targets)
+    codecs = measure_codecs(pixels[with_codecs] if targets else pixels[:0], targets)
     features = np.zeros((count, 0, 0), np.float32)
-    if rulers.inception is not None:
-        rounded = [_rounded(x).to(device) for x in pictures]
-        features = np.stack([rulers.inception(x).float().cpu().numpy() for x in (*rounded, images)], axis=1)
-    return Measured(
-        l1=np.stack([distance.l1 for distance in found], axis=1),
-        mse=np.stack([distance.mse for distance in found], axis=1),
-        psnr=np.stack([distance.psnr for distance in found], axis=1),
-        ssim=np.stack([distance.ssim for distance in found], axis=1),
-        lpips=np.stack(lpips, axis=1) if lpips else nothing,
-        ids=np.concatenate(ids[: len(steps) - 1], axis=1).astype(np.int32) if has_ids else nothing.astype(np.int32),
-        base_ids=ids[-1].astype(np.int32) if has_base_ids else nothing.astype(np.int32),
+    if models.inception is not None:
+        rounded = [_round_to_uint8(x).to(device) for x in reconstructions]
+        features = np.stack([models.inception(x).float().cpu().numpy() for x in (*rounded, images)], axis=1)
+    return Measurements(
+        l1=np.stack([error.l1 for error in errors], axis=1),
+        mse=np.stack([error.mse for error in errors], axis=1),
+        psnr=np.stack([error.psnr for error in errors], axis=1),
+        ssim=np.stack([error.ssim for error in errors], axis=1),
+        lpips=np.stack(lpips, axis=1) if lpips else empty,
+        ids=np.concatenate(ids[: len(steps) - 1], axis=1).astype(np.int32) if has_ids else empty.astype(np.int32),
+        base_ids=ids[-1].astype(np.int32) if has_base_ids else empty.astype(np.int32),
         jpeg_bytes=np.array([len(encode_image(image, "jpeg", JPEG_QUALITY)) for image in pixels], np.float32),
         gradient_entropy=gradient_entropy(images_u8),
-        coded_bytes=files.size,
-        coded_l1=files.l1,
-        coded_psnr=files.psnr,
-        smallest_bytes=files.smallest,
-        against_l1=nothing if rulers.against is None else _against(rulers, rulers.against, images),
+        codec_bytes=codecs.size,
+        codec_l1=codecs.l1,
+        codec_psnr=codecs.psnr,
+        codec_smallest_bytes=codecs.smallest,
+        against_l1=empty if models.against is None else _errors_against(models, models.against, images),
         features=features,
     )
 
 
-def _rounded(pictures: Tensor) -> Tensor:
-    """To 8 bits, as published scores have it."""
-    return to_tensor(to_uint8(pictures)).float() / 255
+def _round_to_uint8(images: Tensor) -> Tensor:
+    """Rounds floats to 8 bits, from which published rFID scores are computed."""
+    return to_tensor(to_uint8(images)).float() / 255
 
 
-def _against(rulers: Rulers, other: Alit, images: Tensor) -> np.ndarray:
-    common = rulers.common_lengths
+def _errors_against(models: EvaluationModels, other: Alit, images: Tensor) -> np.ndarray:
+    """Returns the other model's L1 at the common lengths, then its base's, [B, K' + 1]."""
+    common = models.common_lengths
     base = other.base.encode(images)
     errors = []
     if common:
@@ -159,7 +160,7 @@ def _against(rulers: Rulers, other: Alit, images: Tensor) -> np.ndarray:
     return torch.stack(errors, dim=1).cpu().numpy()
 
 
-class Reject(NamedTuple):
+class RejectedImage(NamedTuple):
     """An image that could not be decoded."""
 
     id: str
@@ -167,68 +168,71 @@ class Reject(NamedTuple):
     message: str
 
 
-class Part(NamedTuple):
-    """A batch after measuring: `measured` of the images that could be decoded, None where none could."""
+class BatchMeasurements(NamedTuple):
+    """The result of one batch."""
 
     number: int
-    """Its place among all batches."""
-    measured: Measured | None
-    rejects: list[Reject]
+    """The batch's position among all batches."""
+    measurements: Measurements | None
+    """Measurements of the images that could be decoded; None where none could."""
+    rejects: list[RejectedImage]
 
 
-class Collected:
-    """All parts, whatever the order they come in; one that comes again, from a retried task, counts once.
+class MeasurementCollector:
+    """Collects the batches in any order of arrival; a batch that arrives again, from a retried task, counts once.
 
     Attributes:
-        moments: of the features, as on their axis K + 2; empty where there are none.
+        moments: Moments of the Inception features, one per position on their axis of K + 2; empty where not measured.
     """
 
     def __init__(self) -> None:
-        self._parts: dict[int, Part] = {}
-        self._waiting: list[np.ndarray] = []
+        self._batches: dict[int, BatchMeasurements] = {}
+        self._pending_features: list[np.ndarray] = []
         self.moments: list[Moments] = []
 
-    def add(self, part: Part) -> None:
-        """Takes one part."""
-        if part.number in self._parts:
+    def add(self, batch: BatchMeasurements) -> None:
+        """Adds one batch."""
+        if batch.number in self._batches:
             return
-        if part.measured is not None and part.measured.features.size:
-            self._waiting.append(part.measured.features)
-            if sum(map(len, self._waiting)) >= WAITING:
-                self._count()
-            part = part._replace(measured=part.measured._replace(features=np.zeros((0, 0, 0), np.float32)))
-        self._parts[part.number] = part
+        measurements = batch.measurements
+        if measurements is not None and measurements.features.size:
+            self._pending_features.append(measurements.features)
+            if sum(map(len, self._pending_features)) >= FEATURE_CHUNK:
+                self._update_moments()
+            batch = batch._replace(measurements=measurements._replace(features=np.zeros((0, 0, 0), np.float32)))
+        self._batches[batch.number] = batch
 
     @property
-    def through(self) -> int:
-        """Images that are done, rejects included."""
-        return sum((0 if p.measured is None else len(p.measured.l1)) + len(p.rejects) for p in self._parts.values())
+    def processed(self) -> int:
+        """Number of images so far, rejects included."""
+        batches = self._batches.values()
+        return sum((len(b.measurements.l1) if b.measurements else 0) + len(b.rejects) for b in batches)
 
     @property
-    def rejects(self) -> list[Reject]:
-        """In the input's order."""
-        return [reject for number in sorted(self._parts) for reject in self._parts[number].rejects]
+    def rejects(self) -> list[RejectedImage]:
+        """The rejected images, in the input's order."""
+        return [reject for number in sorted(self._batches) for reject in self._batches[number].rejects]
 
-    def measured(self) -> Measured:
-        """Of all images, in the input's order, without their features, which are in the moments.
+    def measurements(self) -> Measurements:
+        """Returns the measurements of all images, in the input's order, without features, which are in `moments`.
 
         Raises:
-            AlitError: there are none.
+            AlitError: No image was measured.
         """
-        self._count()
-        ordered = [self._parts[number].measured for number in sorted(self._parts)]
-        found = [measured for measured in ordered if measured is not None]
-        if not found:
+        self._update_moments()
+        ordered = [self._batches[number].measurements for number in sorted(self._batches)]
+        measured = [measurements for measurements in ordered if measurements is not None]
+        if not measured:
             rejects = self.rejects
             example = f", such as {rejects[0].id!r}: {rejects[0].message}" if rejects else ""
             raise AlitError(f"there is nothing to measure: {len(rejects)} images could not be decoded{example}")
-        return Measured(*(np.concatenate(columns) for columns in zip(*found, strict=True)))
+        return Measurements(*(np.concatenate(columns) for columns in zip(*measured, strict=True)))
 
-    def _count(self) -> None:
-        if not self._waiting:
+    def _update_moments(self) -> None:
+        if not self._pending_features:
             return
-        features = np.concatenate(self._waiting)
-        self._waiting = []
+        features = np.concatenate(self._pending_features)
+        self._pending_features = []
         self.moments = self.moments or [Moments(features.shape[2]) for _ in range(features.shape[1])]
         for index, moments in enumerate(self.moments):
             moments.add(torch.from_numpy(np.ascontiguousarray(features[:, index])))

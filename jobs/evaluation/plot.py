@@ -1,4 +1,4 @@
-"""An evaluation as a plot of rate and distortion."""
+"""Plots of rate and distortion."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import math
 from typing import Any, Literal, NamedTuple
 
-from jobs.evaluation.report import Evaluation
+from jobs.evaluation.results import Evaluation
 
 INK, GRID = "#333333", "#dddddd"
 FIXED, ADAPTIVE, BASE = "#1f6fb4", "#d1495b", "#555555"
@@ -25,10 +25,14 @@ class _Curve(NamedTuple):
     style: dict[str, Any]
 
 
-def draw(result: Evaluation, format: Literal["png", "svg"]) -> bytes:
-    """PSNR and L1 over bits per pixel, or over tokens where these are continuous; as an image file."""
+def draw(result: Evaluation, kind: Literal["png", "svg"]) -> bytes:
+    """Plots PSNR and L1 over bits per pixel, or over tokens where these are continuous.
+
+    Returns:
+        An image file, the same for the same evaluation.
+    """
     import matplotlib
-    from matplotlib.figure import Figure  # without pyplot, which keeps figures and looks for a screen
+    from matplotlib.figure import Figure  # without pyplot, which keeps figures alive and looks for a display
 
     curves = _curves(result)
     settings: Any = {"svg.hashsalt": result.fingerprint, "svg.fonttype": "none", "font.size": 10, "text.color": INK}
@@ -45,14 +49,14 @@ def draw(result: Evaluation, format: Literal["png", "svg"]) -> bytes:
         figure.suptitle(f"{size}, weights {result.fingerprint[:12]}", fontsize=10, color=INK)
         figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
         file = io.BytesIO()
-        # no date, so that the same numbers give the same file
-        metadata = {"Date": None} if format == "svg" else {"Software": None}
-        figure.savefig(file, format=format, metadata=metadata, facecolor="white")
+        # without a date, so that equal evaluations give equal files
+        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        figure.savefig(file, format=kind, metadata=metadata, facecolor="white")
     return file.getvalue()
 
 
 def _curves(result: Evaluation) -> list[_Curve]:
-    """Fixed lengths, adaptive ones, codecs; a codec's equal points are one."""
+    """Returns the curves of fixed lengths, adaptive lengths and codecs, whose equal points are drawn once."""
 
     def rate(bits: float | None, tokens: float) -> float:
         return tokens if bits is None else bits
@@ -73,16 +77,15 @@ def _curves(result: Evaluation) -> list[_Curve]:
 
 
 def _panel(axes: Any, result: Evaluation, curves: list[_Curve], measure: str) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
-
+    """Draws one measure, `psnr` or `l1`, of all curves."""
     for curve in curves:
         rates, values = [p.rate for p in curve.points], [getattr(p, measure) for p in curve.points]
         axes.plot(rates, values, label=curve.label, linewidth=1.6, **curve.style)
-    below = measure == "psnr"  # where the curve leaves room for what its points are called
+    below = measure == "psnr"  # the side of the curve that has room for labels
     for code, point in zip(result.lengths, curves[0].points, strict=True):
-        where = {"xytext": (5, -5 if below else 4), "textcoords": "offset points", "va": "top" if below else "bottom"}
+        offset = {"xytext": (5, -5 if below else 4), "textcoords": "offset points", "va": "top" if below else "bottom"}
         position = (point.rate, getattr(point, measure))
-        axes.annotate(str(code.tokens), position, fontsize=8, color=FIXED, ha="left", **where)
+        axes.annotate(str(code.tokens), position, fontsize=8, color=FIXED, ha="left", **offset)
     base = getattr(result.base.quality, measure)
     axes.axhline(base, color=BASE, linestyle=":", linewidth=1.4, zorder=1)
     rates = [point.rate for curve in curves for point in curve.points]
@@ -92,16 +95,9 @@ def _panel(axes: Any, result: Evaluation, curves: list[_Curve], measure: str) ->
     if own is not None:
         axes.plot([own], [base], linestyle="", zorder=2, **star)
         rates.append(own)
-    axes.set_xscale("log")
-    low, high = min(rates) / 1.25, max(rates) * 1.25
-    axes.set_xlim(low, high)
-    ticks = [
-        m * 10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for m in (1, 2, 5)
-    ]
-    axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    _rate_axis(axes, min(rates) / 1.25, max(rates) * 1.25)
+    unit = "tokens per image" if result.lengths[0].bits_per_pixel is None else "bits per pixel, logarithmic"
+    axes.set_xlabel(unit, color=INK)
     axes.margins(y=0.12)
     axes.grid(color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
@@ -109,5 +105,17 @@ def _panel(axes: Any, result: Evaluation, curves: list[_Curve], measure: str) ->
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(GRID)
-    unit = "tokens per image" if result.lengths[0].bits_per_pixel is None else "bits per pixel, logarithmic"
-    axes.set_xlabel(unit, color=INK)
+
+
+def _rate_axis(axes: Any, low: float, high: float) -> None:
+    """Makes the horizontal axis logarithmic from low to high, with ticks at 1, 2 and 5 times powers of 10."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [m * 10.0**exponent for exponent in exponents for m in (1, 2, 5)]
+    axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())

@@ -1,280 +1,169 @@
-"""What an evaluation says: means, intervals and correlations out of what was measured of every image.
+"""Aggregation of measurements over images: means, confidence intervals and correlations.
 
-Shapes: B images, K lengths, V versions of an image, as in `jobs.samples`.
+Shapes: B images, K lengths, V reconstructions of an image, C codecs, as in `jobs.evaluation.per_image`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
 import alit
-from alit.errors import AlitError
 from alit.metrics.fid import frechet_distance
-from alit.model.config import VQGANConfig
+from alit.model.config import AlitConfig, VQGANConfig
 from alit.reconstruction import first_within, perplexity
-from jobs.evaluation.bootstrap import Interval, adaptive_gain, bootstrap, spearman
+from jobs.evaluation.bootstrap import adaptive_gain, bootstrap_mean, spearman
 from jobs.evaluation.image_codecs import CODECS
-from jobs.evaluation.models import Rulers
-from jobs.evaluation.per_image import Collected, Measured, Reject, bits_per_base_token, bits_per_token
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Quality:
-    """Distances from the images, means over images; `rfid` is of all of them together. None where not measured."""
-
-    l1: float
-    mse: float
-    psnr: float
-    ssim: float
-    lpips: float | None = None
-    rfid: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Code:
-    """What one way of encoding is worth.
-
-    Attributes:
-        tokens: per image.
-        bits_per_pixel: of the tokens at log2 of the codebook's size each; None for continuous ones.
-        codes_used: of the codebook, as if evenly; None for continuous ones.
-        change: of the mean L1 from the next shorter length; None for the shortest, and for the base.
-    """
-
-    tokens: int
-    bits_per_pixel: float | None
-    quality: Quality
-    codes_used: float | None
-    change: Interval | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Adaptive:
-    """The lengths that `l1:threshold` chooses.
-
-    Attributes:
-        mean_tokens, bits_per_pixel: over images; which length was chosen is not counted.
-        counts: images per length, shortest first.
-        satisfied: the share of images that meet the threshold at some length.
-        l1, psnr, ssim: at the chosen lengths.
-        gain: L1 minus that of one length for all images, at the same mean tokens; negative where choosing pays. See
-            `jobs.statistics.adaptive_gain`.
-        spearman_jpeg: rank correlation of the chosen length with the bytes of the model-size image as JPEG, quality 75.
-        spearman_gradient: with its gradient entropy, `jobs.measure.gradient_entropy`.
-    """
-
-    threshold: float
-    mean_tokens: float
-    bits_per_pixel: float | None
-    counts: list[int]
-    satisfied: float
-    l1: float
-    psnr: float
-    ssim: float
-    gain: Interval
-    spearman_jpeg: float
-    spearman_gradient: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CodecPoint:
-    """An image codec at the files that are nearest in size to the tokens; means over images."""
-
-    tokens: int
-    token_bytes: float
-    bytes: float
-    bits_per_pixel: float
-    l1: float
-    psnr: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Codec:
-    """An image codec, its files' headers included.
-
-    Attributes:
-        images: how many it was tried on.
-        smallest_bytes: mean at the lowest quality.
-    """
-
-    name: str
-    images: int
-    smallest_bytes: float
-    points: list[CodecPoint]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Against:
-    """L1 minus that of other weights on the same images; negative where the evaluated ones are better.
-
-    Attributes:
-        lengths: those that both have.
-        differences: one per length.
-        base: of the base tokenizers' own reconstructions.
-    """
-
-    fingerprint: str
-    lengths: list[int]
-    differences: list[Interval]
-    base: Interval
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluation:
-    """Numbers over one set of images.
-
-    Attributes:
-        software: the version that measured.
-        criterion: the weights' default.
-        images: how many were measured; `rejects` are those that could not be decoded.
-        codebook_size, base_codebook_size: None for continuous ones.
-        lengths: shortest first.
-        base: the base tokenizer's own reconstruction.
-        thumbnail, mean_color: of a 4 x 4 thumbnail enlarged bicubically, and of one colour per image.
-    """
-
-    software: str
-    fingerprint: str
-    criterion: str
-    image_size: int
-    images: int
-    rejects: list[Reject]
-    codebook_size: int | None
-    base_codebook_size: int | None
-    lengths: list[Code]
-    base: Code
-    thumbnail: Quality
-    mean_color: Quality
-    adaptive: list[Adaptive]
-    codecs: list[Codec]
-    against: Against | None
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self) | {"rejects": [reject._asdict() for reject in self.rejects]}
+from jobs.evaluation.models import EvaluationModels
+from jobs.evaluation.options import require_thresholds
+from jobs.evaluation.per_image import MeasurementCollector, Measurements, bits_per_base_token, bits_per_token
+from jobs.evaluation.results import (
+    AdaptiveEncoding,
+    CodecCurve,
+    CodecPoint,
+    Evaluation,
+    PairedComparison,
+    RateDistortion,
+    ReconstructionQuality,
+)
 
 
 def default_thresholds(errors: np.ndarray) -> list[float]:
-    """Of L1, to spread lengths: where each length is the middle image's, and half way between the outer two."""
-    middle = np.median(errors, axis=1)
-    return sorted({round(float(t), 4) for t in (*middle, (middle[0] + middle[-1]) / 2)}, reverse=True)
+    """Returns L1 thresholds that spread the lengths, from errors [K, B]: each length's median and one in between."""
+    medians = np.median(errors, axis=1)
+    return sorted({round(float(t), 4) for t in (*medians, (medians[0] + medians[-1]) / 2)}, reverse=True)
 
 
-def adaptive(measured: Measured, lengths: Sequence[int], threshold: float, bits: float | None = None) -> Adaptive:
-    """What `l1:threshold` chooses, `bits` being those of a token per pixel."""
-    errors = measured.l1[:, : len(lengths)].T
+def measure_adaptive(
+    measurements: Measurements, lengths: Sequence[int], threshold: float, bits: float | None = None
+) -> AdaptiveEncoding:
+    """Applies the criterion `l1:threshold` to measured lengths.
+
+    Args:
+        measurements: Measurements of all images.
+        lengths: Shortest first.
+        threshold: The criterion's threshold.
+        bits: Bits per token and pixel; None for continuous tokens.
+    """
+    errors = measurements.l1[:, : len(lengths)].T
     chosen = first_within(errors, threshold)
     tokens, rows = np.asarray(lengths)[chosen], np.arange(len(chosen))
-    return Adaptive(
+    return AdaptiveEncoding(
         threshold=threshold,
         mean_tokens=float(tokens.mean()),
         bits_per_pixel=None if bits is None else float(tokens.mean()) * bits,
         counts=np.bincount(chosen, minlength=len(lengths)).tolist(),
         satisfied=float((errors <= np.float32(threshold)).any(0).mean()),
-        l1=float(measured.l1[rows, chosen].mean(dtype=np.float64)),
-        psnr=float(measured.psnr[rows, chosen].mean(dtype=np.float64)),
-        ssim=float(measured.ssim[rows, chosen].mean(dtype=np.float64)),
+        l1=float(measurements.l1[rows, chosen].mean(dtype=np.float64)),
+        psnr=float(measurements.psnr[rows, chosen].mean(dtype=np.float64)),
+        ssim=float(measurements.ssim[rows, chosen].mean(dtype=np.float64)),
         gain=adaptive_gain(errors, lengths, chosen),
-        spearman_jpeg=spearman(tokens, measured.jpeg_bytes),
-        spearman_gradient=spearman(tokens, measured.gradient_entropy),
+        spearman_jpeg=spearman(tokens, measurements.jpeg_bytes),
+        spearman_gradient=spearman(tokens, measurements.gradient_entropy),
     )
 
 
-def report(collected: Collected, rulers: Rulers, thresholds: Sequence[float] = ()) -> Evaluation:
-    """Puts together what was measured.
+def build_report(
+    collector: MeasurementCollector, models: EvaluationModels, thresholds: Sequence[float] = ()
+) -> Evaluation:
+    """Aggregates the measurements of all images.
 
     Args:
-        collected: of all images.
-        rulers: that it was measured with.
-        thresholds: of the criterion `l1`; when none are given, those of `default_thresholds`.
+        collector: The measurements.
+        models: The models that they were made with.
+        thresholds: Thresholds of the criterion `l1`; those of `default_thresholds` when empty.
 
     Raises:
-        AlitError: no image was measured, or a threshold is not a positive number.
+        AlitError: No image was measured, or a threshold is not a positive number.
     """
     require_thresholds(thresholds)
-    measured, config = collected.measured(), rulers.model.config
-    lengths, pixels = config.lengths, config.image_size**2
-    bits, base_bits = bits_per_token(config), bits_per_base_token(config)
-    per_token = None if bits is None else bits / pixels
-    errors = measured.l1[:, : len(lengths)].T
-    ids = np.split(measured.ids, np.cumsum(lengths)[:-1], axis=1) if config.codebook_size else []
-    base_size = config.base.codebook_size if isinstance(config.base, VQGANConfig) else None
-    codes = [
-        Code(
-            tokens=length,
-            bits_per_pixel=None if per_token is None else length * per_token,
-            quality=_quality(measured, k, _rfid(collected, k)),
-            codes_used=perplexity(ids[k], config.codebook_size) if config.codebook_size else None,
-            change=None if k == 0 else bootstrap(errors[k] - errors[k - 1]),
-        )
-        for k, length in enumerate(lengths)
-    ]
-    base = Code(
-        tokens=config.grid**2,
-        bits_per_pixel=None if base_bits is None else config.grid**2 * base_bits / pixels,
-        quality=_quality(measured, len(lengths), _rfid(collected, len(lengths))),
-        codes_used=None if base_size is None else perplexity(measured.base_ids, base_size),
-    )
+    measurements, config = collector.measurements(), models.model.config
+    lengths, pixels, bits = config.lengths, config.image_size**2, bits_per_token(config)
+    bits_per_pixel = None if bits is None else bits / pixels  # of one token
+    thresholds = thresholds or default_thresholds(measurements.l1[:, : len(lengths)].T)
     return Evaluation(
         software=f"alit {alit.__version__}",
-        fingerprint=rulers.fingerprint,
+        fingerprint=models.fingerprint,
         criterion=config.criterion,
         image_size=config.image_size,
-        images=len(measured.l1),
-        rejects=collected.rejects,
+        images=len(measurements.l1),
+        rejects=collector.rejects,
         codebook_size=config.codebook_size,
-        base_codebook_size=base_size,
-        lengths=codes,
-        base=base,
-        thumbnail=_quality(measured, len(lengths) + 1),
-        mean_color=_quality(measured, len(lengths) + 2),
-        adaptive=[adaptive(measured, lengths, t, per_token) for t in thresholds or default_thresholds(errors)],
-        codecs=_codecs(measured, lengths, bits, pixels),
-        against=_against(measured, rulers),
+        base_codebook_size=_base_codebook_size(config),
+        lengths=_lengths(collector, measurements, config, bits_per_pixel),
+        base=_base(collector, measurements, config),
+        thumbnail=_quality(measurements, len(lengths) + 1),
+        mean_color=_quality(measurements, len(lengths) + 2),
+        adaptive=[measure_adaptive(measurements, lengths, t, bits_per_pixel) for t in thresholds],
+        codecs=_codecs(measurements, lengths, bits, pixels),
+        against=_compare(measurements, models),
     )
 
 
-def require_thresholds(thresholds: Sequence[float]) -> None:
-    """Raises AlitError: one of them is not a positive number."""
-    for threshold in thresholds:
-        if not 0 < threshold < float("inf"):
-            raise AlitError(f"--thresholds must be positive numbers, such as 0.1, got {threshold:g}")
+def _lengths(
+    collector: MeasurementCollector, measurements: Measurements, config: AlitConfig, bits: float | None
+) -> list[RateDistortion]:
+    size, errors = config.codebook_size, measurements.l1.T
+    ids = np.split(measurements.ids, np.cumsum(config.lengths)[:-1], axis=1) if size else []
+    return [
+        RateDistortion(
+            tokens=length,
+            bits_per_pixel=None if bits is None else length * bits,
+            quality=_quality(measurements, k, _rfid(collector, k)),
+            codes_used=perplexity(ids[k], size) if size else None,
+            change=None if k == 0 else bootstrap_mean(errors[k] - errors[k - 1]),
+        )
+        for k, length in enumerate(config.lengths)
+    ]
 
 
-def _quality(measured: Measured, version: int, rfid: float | None = None) -> Quality:
+def _base(collector: MeasurementCollector, measurements: Measurements, config: AlitConfig) -> RateDistortion:
+    bits, size, version = bits_per_base_token(config), _base_codebook_size(config), len(config.lengths)
+    return RateDistortion(
+        tokens=config.grid**2,
+        bits_per_pixel=None if bits is None else config.grid**2 * bits / config.image_size**2,
+        quality=_quality(measurements, version, _rfid(collector, version)),
+        codes_used=None if size is None else perplexity(measurements.base_ids, size),
+    )
+
+
+def _base_codebook_size(config: AlitConfig) -> int | None:
+    return config.base.codebook_size if isinstance(config.base, VQGANConfig) else None
+
+
+def _quality(measurements: Measurements, version: int, rfid: float | None = None) -> ReconstructionQuality:
+    """Averages the distances of one of the V reconstructions."""
+
     def mean(values: np.ndarray) -> float:
         return float(values[:, version].mean(dtype=np.float64))
 
-    return Quality(
-        l1=mean(measured.l1),
-        mse=mean(measured.mse),
-        psnr=mean(measured.psnr),
-        ssim=mean(measured.ssim),
-        lpips=mean(measured.lpips) if measured.lpips.size else None,
+    return ReconstructionQuality(
+        l1=mean(measurements.l1),
+        mse=mean(measurements.mse),
+        psnr=mean(measurements.psnr),
+        ssim=mean(measurements.ssim),
+        lpips=mean(measurements.lpips) if measurements.lpips.size else None,
         rfid=rfid,
     )
 
 
-def _rfid(collected: Collected, version: int) -> float | None:
-    moments = collected.moments
+def _rfid(collector: MeasurementCollector, version: int) -> float | None:
+    moments = collector.moments
     return frechet_distance(moments[version], moments[-1]) if moments and moments[-1].count > 1 else None
 
 
-def _codecs(measured: Measured, lengths: Sequence[int], bits: float | None, pixels: int) -> list[Codec]:
-    count = len(measured.coded_bytes)
+def _codecs(measurements: Measurements, lengths: Sequence[int], bits: float | None, pixels: int) -> list[CodecCurve]:
+    count = len(measurements.codec_bytes)
     if bits is None or count == 0:
         return []
     size, l1, psnr = (
         values.mean(axis=0, dtype=np.float64)  # [C, K]
-        for values in (measured.coded_bytes, measured.coded_l1, measured.coded_psnr)
+        for values in (measurements.codec_bytes, measurements.codec_l1, measurements.codec_psnr)
     )
-    smallest = measured.smallest_bytes.mean(axis=0, dtype=np.float64)
+    smallest = measurements.codec_smallest_bytes.mean(axis=0, dtype=np.float64)
     return [
-        Codec(
+        CodecCurve(
             name=name,
             images=count,
             smallest_bytes=float(smallest[c]),
@@ -294,10 +183,12 @@ def _codecs(measured: Measured, lengths: Sequence[int], bits: float | None, pixe
     ]
 
 
-def _against(measured: Measured, rulers: Rulers) -> Against | None:
-    if rulers.against is None:
+def _compare(measurements: Measurements, models: EvaluationModels) -> PairedComparison | None:
+    if models.against is None:
         return None
-    lengths, common = rulers.model.config.lengths, rulers.common_lengths
+    lengths, common = models.model.config.lengths, models.common_lengths
     versions = [*(lengths.index(length) for length in common), len(lengths)]
-    *differences, base = (bootstrap(d) for d in (measured.l1[:, versions] - measured.against_l1).T)
-    return Against(fingerprint=rulers.against_fingerprint, lengths=list(common), differences=differences, base=base)
+    *differences, base = (bootstrap_mean(d) for d in (measurements.l1[:, versions] - measurements.against_l1).T)
+    return PairedComparison(
+        fingerprint=models.against_fingerprint, lengths=list(common), differences=differences, base=base
+    )

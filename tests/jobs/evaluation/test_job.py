@@ -32,15 +32,17 @@ from alit.reconstruction import first_within, gradient_entropy, mean_color, perp
 from alit.tokenizer import Alit
 from alit.weights import save_weights
 from jobs.evaluation import job
-from jobs.evaluation.bootstrap import adaptive_gain, bootstrap, spearman
-from jobs.evaluation.image_codecs import coded, nearest
+from jobs.evaluation.bootstrap import adaptive_gain, bootstrap_mean, spearman
+from jobs.evaluation.image_codecs import measure_codecs, nearest_files
 from jobs.evaluation.job import evaluate
 from jobs.evaluation.markdown import markdown
-from jobs.evaluation.models import Rulers
-from jobs.evaluation.per_image import Collected, Measured, Part, Reject, measure
+from jobs.evaluation.models import EvaluationModels
+from jobs.evaluation.options import EvaluateOptions, EvaluationPaths
+from jobs.evaluation.per_image import BatchMeasurements, MeasurementCollector, Measurements, RejectedImage, measure
 from jobs.evaluation.plot import draw
-from jobs.evaluation.report import Evaluation, adaptive
-from jobs.evaluation.units import spread, units
+from jobs.evaluation.report import measure_adaptive
+from jobs.evaluation.results import Evaluation
+from jobs.evaluation.units import evenly_spaced, work_units
 from jobs.sources.records import Row
 
 
@@ -64,13 +66,13 @@ def tensor(pixels: np.ndarray) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def rulers() -> Rulers:
-    return Rulers(model=model(), fingerprint="f" * 64, against=model(replace(TINY, iterations=3), seed=1))
+def models() -> EvaluationModels:
+    return EvaluationModels(model=model(), fingerprint="f" * 64, against=model(replace(TINY, iterations=3), seed=1))
 
 
 @pytest.fixture(scope="module")
-def result(rulers: Rulers) -> Evaluation:
-    return evaluate(rulers, [pictures(12)[:5], pictures(12)[5:]])
+def result(models: EvaluationModels) -> Evaluation:
+    return evaluate(models, [pictures(12)[:5], pictures(12)[5:]])
 
 
 class FakeInception(torch.nn.Module):
@@ -95,8 +97,8 @@ def test_spearman_agrees_with_scipy(values, random):
 def test_bootstrap_agrees_with_scipy(monkeypatch):
     """The bootstrap interval of a mean equals SciPy's percentile interval."""
     differences = np.random.default_rng(1).normal(0.3, 1.0, 400)
-    monkeypatch.setattr("jobs.evaluation.bootstrap.CELLS", 1000 * 400)  # in several parts
-    found = bootstrap(differences)
+    monkeypatch.setattr("jobs.evaluation.bootstrap.CHUNK_CELLS", 1000 * 400)  # in several parts
+    found = bootstrap_mean(differences)
     expected = scipy.stats.bootstrap((differences,), np.mean, method="percentile", n_resamples=5000, rng=2)
     assert found.mean == pytest.approx(differences.mean())
     assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval), abs=0.01)
@@ -172,7 +174,7 @@ def test_nearest_picks_the_nearest_size(growth, targets):
         tried.append(quality)
         return bytes(int(sizes[quality - 1]))
 
-    for target, data in zip(targets, nearest(encode, targets), strict=True):
+    for target, data in zip(targets, nearest_files(encode, targets), strict=True):
         assert abs(len(data) - target) == abs(sizes - target).min()
     assert len(tried) == len(set(tried)) <= 9 * len(targets)
 
@@ -180,7 +182,7 @@ def test_nearest_picks_the_nearest_size(growth, targets):
 def test_coded_reaches_sizes_or_the_smallest():
     """Codecs reach the target sizes where they can, and otherwise take their smallest or largest file."""
     pixels = pictures(3, 64)
-    found = coded(pixels, [10, 900, 1e6])
+    found = measure_codecs(pixels, [10, 900, 1e6])
     sizes = [[len(encode_image(image, codec, 1)) for codec in ("jpeg", "webp")] for image in pixels]
     assert found.smallest.tolist() == sizes
     assert found.size[..., 0].tolist() == sizes
@@ -195,13 +197,13 @@ def test_coded_reaches_sizes_or_the_smallest():
 # -------------------------------------------------------------------- the whole
 
 
-def test_evaluate_agrees_with_the_model(rulers, result):
+def test_evaluate_agrees_with_the_model(models, result):
     """Every number of an evaluation equals one computed from the model's own encodings."""
     images = tensor(pictures(12))
     x = images.float() / 255
-    for code, tokens in zip(result.lengths, rulers.model.encode_all(images), strict=True):
+    for code, tokens in zip(result.lengths, models.model.encode_all(images), strict=True):
         with torch.inference_mode():
-            unclamped = rulers.model.reconstruct(rulers.model.to_codes(tokens))
+            unclamped = models.model.reconstruct(models.model.to_codes(tokens))
         assert code.quality.l1 == pytest.approx(float((unclamped - x).abs().mean()), abs=1e-6)
         assert code.quality.psnr == pytest.approx(float(pixel.psnr(x, unclamped.clamp(0, 1)).mean()), abs=1e-4)
         assert code.codes_used == pytest.approx(perplexity(tokens.numpy(), 64))
@@ -213,18 +215,18 @@ def test_evaluate_agrees_with_the_model(rulers, result):
     assert result.base.tokens == 64
     assert result.base.bits_per_pixel == 64 * 5 / 16**2
     for row in result.adaptive:
-        tokens = rulers.model.encode(images, f"l1:{row.threshold}").num_tokens
+        tokens = models.model.encode(images, f"l1:{row.threshold}").num_tokens
         assert row.counts == [int((tokens == code.tokens).sum()) for code in result.lengths]
         assert row.mean_tokens == pytest.approx(float(tokens.float().mean()))
 
 
 def test_adaptive_takes_the_first_sufficient_length():
     """The adaptive row uses the first length that meets the threshold, and the longest where none does."""
-    rulers = Rulers(model=model())
-    measured = measure(rulers, pictures(3), np.zeros(3, bool))
+    models = EvaluationModels(model=model())
+    measured = measure(models, pictures(3), np.zeros(3, bool))
     errors = np.array([[0.3, 0.05, 0.4], [0.2, 0.2, 0.4], [0.1, 0.01, 0.4]], np.float32)
     chosen = measured._replace(l1=np.pad(errors.T, ((0, 0), (0, 3))), jpeg_bytes=np.array([300.0, 100.0, 500.0]))
-    found = adaptive(chosen, (4, 8, 12), 0.2, bits=0.5)
+    found = measure_adaptive(chosen, (4, 8, 12), 0.2, bits=0.5)
     assert found.counts == [1, 1, 1]
     assert (found.mean_tokens, found.bits_per_pixel) == (8, 4)
     assert found.satisfied == pytest.approx(2 / 3)
@@ -232,28 +234,28 @@ def test_adaptive_takes_the_first_sufficient_length():
     assert found.spearman_jpeg == pytest.approx(1.0)
 
 
-def test_evaluate_compares_weights_image_by_image(rulers, result):
+def test_evaluate_compares_weights_image_by_image(models, result):
     """Other weights are compared image by image at the lengths that both models have."""
-    other = evaluate(Rulers(model=rulers.against), [pictures(12)])
+    other = evaluate(EvaluationModels(model=models.against), [pictures(12)])
     assert result.against.lengths == [4, 8, 12]
     for ours, theirs, difference in zip(result.lengths, other.lengths, result.against.differences, strict=False):
         assert difference.mean == pytest.approx(ours.quality.l1 - theirs.quality.l1, abs=1e-6)
     assert result.against.base.mean == pytest.approx(result.base.quality.l1 - other.base.quality.l1, abs=1e-6)
-    itself = evaluate(Rulers(model=rulers.model, against=rulers.model), [pictures(12)]).against
+    itself = evaluate(EvaluationModels(model=models.model, against=models.model), [pictures(12)]).against
     assert [d.mean for d in (*itself.differences, itself.base)] == [0] * 5
 
 
 def test_evaluate_measures_lpips_and_rfid():
     """LPIPS and rFID are measured where their networks are given."""
-    rulers = Rulers(model=model(), perceptual=Perceptual(), inception=FakeInception())  # type: ignore[arg-type]
+    models = EvaluationModels(model=model(), perceptual=Perceptual(), inception=FakeInception())  # type: ignore[arg-type]
     pixels = pictures(6)
-    result = evaluate(rulers, [pixels[:2], pixels[2:]])
+    result = evaluate(models, [pixels[:2], pixels[2:]])
     x = tensor(pixels).float() / 255
     with torch.inference_mode():
-        base = rulers.model.base
+        base = models.model.base
         picture = base.decode(base.encode(x).target_BDhw)
         rounded = tensor(to_uint8(picture)).float() / 255
-        expected = float(rulers.perceptual(x, picture.clamp(0, 1)).mean())
+        expected = float(models.perceptual(x, picture.clamp(0, 1)).mean())
         moments = Moments(12), Moments(12)
         moments[0].add(FakeInception()(rounded))
         moments[1].add(FakeInception()(x))
@@ -268,7 +270,7 @@ def test_evaluate_accepts_continuous_models(continuous):
     """Continuous latents have distances, but neither rates nor codebook usage."""
     kl = KLConfig(channels=(32, 32), blocks=1, latent_dim=4)
     config = replace(TINY, codebook_size=None) if continuous == "latents" else replace(TINY, base=kl)
-    result = evaluate(Rulers(model=model(config)), [pictures(3)], [0.2])
+    result = evaluate(EvaluationModels(model=model(config)), [pictures(3)], [0.2])
     assert (result.lengths[0].codes_used is None) == (continuous == "latents")
     assert (result.base.codes_used is None) == (continuous == "base")
     if continuous == "latents":
@@ -279,41 +281,41 @@ def test_evaluate_accepts_continuous_models(continuous):
     assert draw(result, "png").startswith(b"\x89PNG")
 
 
-def test_evaluate_is_finite_on_flat_images(rulers):
+def test_evaluate_is_finite_on_flat_images(models):
     """An evaluation of flat images holds finite numbers only."""
-    result = evaluate(rulers, [np.zeros((2, 16, 16, 3), np.uint8)], [0.2])
+    result = evaluate(models, [np.zeros((2, 16, 16, 3), np.uint8)], [0.2])
     json.dumps(result.to_json(), allow_nan=False)
     assert result.mean_color.psnr == 100
     assert result.adaptive[0].spearman_jpeg == 0
 
 
-def test_collected_restores_parts_in_order(rulers):
+def test_collected_restores_parts_in_order(models):
     """Measurements of workers arrive unchanged, count once and are put in order."""
-    measured = measure(rulers, pictures(4), np.array([True, False, True, False]))
-    again = Measured.unpack(measured.pack())
-    for name, expected, found in zip(Measured._fields, measured, again, strict=True):
+    measured = measure(models, pictures(4), np.array([True, False, True, False]))
+    again = Measurements.unpack(measured.pack())
+    for name, expected, found in zip(Measurements._fields, measured, again, strict=True):
         assert np.array_equal(expected, found), name
         assert expected.dtype == found.dtype
-    assert len(measured.coded_bytes) == 2
-    collected = Collected()
-    reject = Reject("a.jpg", "empty", "no bytes")
-    parts = [Part(0, measured, []), Part(1, measured._replace(l1=measured.l1 + 1), [reject])]
+    assert len(measured.codec_bytes) == 2
+    collected = MeasurementCollector()
+    reject = RejectedImage("a.jpg", "empty", "no bytes")
+    parts = [BatchMeasurements(0, measured, []), BatchMeasurements(1, measured._replace(l1=measured.l1 + 1), [reject])]
     for part in (parts[1], parts[0], parts[1]):
         collected.add(part)
-    assert collected.through == 9
+    assert collected.processed == 9
     assert collected.rejects == [reject]
-    assert np.array_equal(collected.measured().l1, np.concatenate([measured.l1, measured.l1 + 1]))
+    assert np.array_equal(collected.measurements().l1, np.concatenate([measured.l1, measured.l1 + 1]))
 
 
 @given(st.integers(0, 300), st.integers(1, 9), st.integers(1, 5), st.integers(1, 400))
 def test_units_hold_every_image_once(count, size, workers, most):
     """Every selected image is in one batch, and batches do not depend on the number of workers."""
-    kept = spread(count, most)
+    kept = evenly_spaced(count, most)
     assert len(kept) == len(set(kept.tolist())) == min(count, most)
     rows = [Row(b"x", int(number)) for number in kept]
-    found = units(rows, size, workers)
+    found = work_units(rows, size, workers)
     assert [row for unit in found for row in unit.rows] == rows
-    assert all(unit.first * size == rows.index(unit.rows[0]) for unit in found)
+    assert all(unit.first_batch * size == rows.index(unit.rows[0]) for unit in found)
 
 
 def test_draw_shows_every_curve(result):
@@ -348,9 +350,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(folder: Path, output: str | None = None, **options) -> Evaluation:
-    given = {"weights": str(folder / "weights"), "console": Console(quiet=True)} | options
-    return job.run(str(folder / "photos"), output, **given)
+def run(folder: Path, output: str | None = None, source: str | Path = "photos", **options) -> Evaluation:
+    names = [name for name in EvaluationPaths.__dataclass_fields__ if name in options]
+    paths = EvaluationPaths(**({"weights": str(folder / "weights")} | {name: options.pop(name) for name in names}))
+    return job.run(str(folder / source), output, EvaluateOptions(paths=paths, **options), Console(quiet=True))
 
 
 def test_run_on_ray_agrees_with_one_process(folder, ray_session, capsys):
@@ -388,13 +391,13 @@ def test_run_on_parquet_agrees_with_files(folder):
     """An evaluation of a Parquet table equals that of the same images as files."""
     files = sorted((folder / "photos").glob("*"))
     pq.write_table(pa.table({"photo": [file.read_bytes() for file in files]}), folder / "t.parquet", row_group_size=5)
-    options = {"weights": str(folder / "weights"), "ray": False, "console": Console(quiet=True)}
-    found = job.run(str(folder / "t.parquet"), image_column="photo", **options).to_json()
+    options = {"source": "t.parquet", "image_column": "photo", "ray": False}
+    found = run(folder, **options).to_json()
     expected = run(folder, ray=False).to_json()
     assert found.pop("rejects")[0]["id"] == "t.parquet#6"
     expected.pop("rejects")
     assert found == expected
-    few = job.run(str(folder / "t.parquet"), image_column="photo", most=4, **options)
+    few = run(folder, limit=4, **options)
     assert few.images + len(few.rejects) == 4
 
 
@@ -407,14 +410,14 @@ def test_run_refuses_mistakes_first(folder, tmp_path):
         ({"vgg": "vgg.pth"}, "--vgg is given, --lpips is missing"),
         ({"lpips": "heads.pth"}, "--lpips is given, --vgg is missing"),
         ({"inception": str(tmp_path / "none.pth")}, "cannot be read"),
-        ({"against": str(folder / "larger")}, "images of 32 pixels, the evaluated ones take 16"),
-        ({"most": 0}, "--most must be at least 1, got 0"),
+        ({"against": str(folder / "larger")}, "images of 32 pixels, but the evaluated weights take 16"),
+        ({"limit": 0}, "--most must be at least 1, got 0"),
         ({"workers": 0}, "--workers must be at least 1"),
     ):
         with pytest.raises(AlitError, match=sentence):
             run(folder, **options)
     with pytest.raises(AlitError, match="no images in"):
-        job.run(str(tmp_path / "empty"), weights=str(folder / "weights"))
+        run(folder, source=tmp_path / "empty")
     (tmp_path / "empty" / "text.jpg").write_bytes(b"hello")
     with pytest.raises(AlitError, match=r"1 images could not be decoded, such as 'text\.jpg'"):
-        job.run(str(tmp_path / "empty"), weights=str(folder / "weights"), ray=False, console=Console(quiet=True))
+        run(folder, source=tmp_path / "empty", ray=False)
