@@ -43,24 +43,24 @@ def test_proxy_without_faults_changes_nothing(bucket, server, tmp_path):
     _, folder, _ = bucket
     with FlakyProxy(server, rate=0) as proxy:
         s3 = client(proxy, attempts=1)
-        s3.pipe_file("photos/in/ü 1", DATA[:1000])
-        s3.pipe_file("photos/in/empty", b"")
-        s3.pipe_file("photos/in/large", DATA, chunksize=5 << 20)  # a multipart upload
+        s3.pipe_file("photos/proxy/ü 1", DATA[:1000])
+        s3.pipe_file("photos/proxy/empty", b"")
+        s3.pipe_file("photos/proxy/large", DATA, chunksize=5 << 20)  # a multipart upload
         (tmp_path / "local").write_bytes(DATA[:70_000])
-        s3.put_file(str(tmp_path / "local"), "photos/in/put")
-        s3.call_s3("put_object", Bucket="photos", Key="in/expect", Body=io.BytesIO(DATA[:80_000]))  # 100-continue
-        assert (folder / "in" / "large").read_bytes() == DATA
-        assert (folder / "in" / "expect").read_bytes() == DATA[:80_000]
-        assert s3.cat_file("photos/in/large") == DATA
-        assert s3.cat_file("photos/in/large", start=5_000_000, end=9_000_001) == DATA[5_000_000:9_000_001]
-        assert s3.cat_file("photos/in/empty") == b""
-        assert s3.info("photos/in/put")["size"] == 70_000
+        s3.put_file(str(tmp_path / "local"), "photos/proxy/put")
+        s3.call_s3("put_object", Bucket="photos", Key="proxy/expect", Body=io.BytesIO(DATA[:80_000]))  # 100-continue
+        assert (folder / "proxy" / "large").read_bytes() == DATA
+        assert (folder / "proxy" / "expect").read_bytes() == DATA[:80_000]
+        assert s3.cat_file("photos/proxy/large") == DATA
+        assert s3.cat_file("photos/proxy/large", start=5_000_000, end=9_000_001) == DATA[5_000_000:9_000_001]
+        assert s3.cat_file("photos/proxy/empty") == b""
+        assert s3.info("photos/proxy/put")["size"] == 70_000
         for i in range(30):  # a listing that comes in chunks
-            s3.pipe_file(f"photos/in/{i}", b"")
-        assert s3.find("photos/in") == sorted(f"photos/in/{path.name}" for path in (folder / "in").iterdir())
-        s3.rm_file("photos/in/large")
+            s3.pipe_file(f"photos/proxy/{i}", b"")
+        assert s3.find("photos/proxy") == sorted(f"photos/proxy/{path.name}" for path in (folder / "proxy").iterdir())
+        s3.rm_file("photos/proxy/large")
         with pytest.raises(FileNotFoundError):
-            s3.cat_file("photos/in/large", start=0, end=1)
+            s3.cat_file("photos/proxy/large", start=0, end=1)
         assert proxy.faults == {"requests": proxy.faults["requests"], "unavailable": 0, "cut": 0, "stalled": 0}
         assert proxy.faults["requests"] > 40
 
