@@ -18,7 +18,7 @@ from alit.encoding.criteria import Candidate, Criterion, parse
 from alit.images.tensors import to_tensor
 from alit.tokenizer import Alit
 from jobs.runtime.weights import load
-from jobs.sources.decode import decoded_plan
+from jobs.sources.decode import decode_plan
 from jobs.sources.open import make_plan
 from jobs.sources.records import InputError
 
@@ -26,7 +26,7 @@ from jobs.sources.records import InputError
 def _images(source: str, size: int, most: int, image_column: str) -> np.ndarray:
     """The first images of an input at the model's size, uint8 [B, S, S, 3]."""
     found = []
-    for decoded in decoded_plan(make_plan(source, rows_per_file=256, image_column=image_column), size, most):
+    for decoded in decode_plan(make_plan(source, rows_per_file=256, image_column=image_column), size, most):
         found.append(decoded.pixels)
         if sum(map(len, found)) >= most:
             break

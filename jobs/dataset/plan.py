@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.dataset.unique_ids import IdFile, pc, repeated_ids
-from jobs.sources.columnar import BROKEN, ColumnarFile, open_table
+from jobs.sources.columnar import READ_ERRORS, ColumnarFile, open_table
 from jobs.sources.records import Input, InputError, Shard, Source, readable
 from jobs.storage.path import StoragePath
 from jobs.storage.retry import StorageError, reason
@@ -101,7 +101,7 @@ def _part(folder: StoragePath, number: int) -> Iterator[ColumnarFile]:
     try:
         with open_table(folder / PLAN, _file_name(number).encode()) as part:
             yield part
-    except BROKEN as error:
+    except READ_ERRORS as error:
         where = folder / PLAN / _file_name(number)
         raise StorageError(f"the dataset's plan cannot be read: {where.path!r}: {reason(error)}") from error
 

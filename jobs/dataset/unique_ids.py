@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute
 
 from jobs.runtime.session import ray_session
-from jobs.sources.columnar import BROKEN, open_table
+from jobs.sources.columnar import READ_ERRORS, open_table
 from jobs.sources.records import InputError, readable
 from jobs.sources.tables import READERS
 from jobs.storage.path import StoragePath
-from jobs.storage.retry import Unavailable, again, as_os_error, is_outage, reason
+from jobs.storage.retry import UnavailableError, as_os_error, is_outage, reason, retry_while_unavailable
 
 pc: Any = pyarrow.compute  # whose functions are made on import, unseen by type checkers
 
@@ -40,7 +40,7 @@ def repeated_ids(files: Sequence[IdFile], images: int) -> tuple[int, int, str | 
     return ids.null_count, len(repeated), repeated.field("values")[0].as_py() if len(repeated) else None
 
 
-@again
+@retry_while_unavailable
 def _ids(file: IdFile) -> pa.Table:
     root, name, column = file
     try:
@@ -49,9 +49,9 @@ def _ids(file: IdFile) -> pa.Table:
         if pa.types.is_list(ids.type):
             ids = pc.list_flatten(ids)
         return pa.table({"id": ids.cast(pa.string())})
-    except BROKEN as error:
+    except READ_ERRORS as error:
         outage = isinstance(error, OSError) and not root.local and is_outage(error)
-        kind = Unavailable if outage else InputError
+        kind = UnavailableError if outage else InputError
         raise kind(f"the column {column!r} of {readable(name)!r} cannot be read: {reason(error)}") from error
 
 

@@ -16,7 +16,7 @@ from jobs.gallery.contents import DatasetSummary, GalleryImage
 from jobs.gallery.options import ShowOptions
 from jobs.gallery.page import render
 from jobs.runtime.weights import load
-from jobs.sources.decode import Decoded, decoded_plan
+from jobs.sources.decode import Decoded, decode_plan
 from jobs.sources.open import make_plan
 from jobs.sources.records import InputError
 from jobs.storage.path import parse_uri
@@ -69,7 +69,7 @@ def _gallery_images(source: str, tokens: TokenDataset, weights: Weights, options
     plan = make_plan(source, rows_per_file=1024, image_column=options.image_column, id_column=options.id_column)
     records = {row["id"]: row for row in tokens.table(["id", "num_tokens", "satisfied"]).to_pylist()}
     images: list[GalleryImage] = []
-    for decoded in decoded_plan(plan, weights.model.config.image_size, BATCH_SIZE):
+    for decoded in decode_plan(plan, weights.model.config.image_size, BATCH_SIZE):
         ids = [name for name, good in zip(decoded.ids, decoded.good, strict=True) if good]
         rows = [i for i, name in enumerate(ids) if name in records][: options.images - len(images)]
         if rows:

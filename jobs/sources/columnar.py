@@ -1,4 +1,4 @@
-"""Parquet and Arrow files as tables whose rows can be read by position, reading no more than holds them."""
+"""Parquet and Arrow files, of which single row groups and slices of rows are read."""
 
 from __future__ import annotations
 
@@ -13,44 +13,45 @@ import pyarrow.parquet as pq
 from jobs.storage.path import StoragePath, require_regular
 from jobs.storage.retry import as_os_error
 
-EXTENSIONS = frozenset({".parquet", ".pq", ".arrow", ".feather", ".ipc"})
+PARQUET_EXTENSIONS = (b".parquet", b".pq")
 
 
-BROKEN = (OSError, pa.ArrowException, ValueError, SystemError)
-"""What reading a damaged table, or one that is out of reach, raises."""
+ARROW_EXTENSIONS = (b".arrow", b".feather", b".ipc")
+
+
+READ_ERRORS = (OSError, pa.ArrowException, ValueError, SystemError)
+"""The exceptions that reading raises if a table is damaged or cannot be accessed."""
 
 
 class ColumnarFile:
-    """One table.
+    """An open table.
 
     Attributes:
-        schema: of all its columns.
-        groups: rows in each of the pieces that are read as a whole.
+        schema: The schema of all its columns.
+        groups: The number of rows in each of its groups, the smallest pieces that can be read.
     """
 
     schema: pa.Schema
     groups: list[int]
 
-    def read_group(self, group: int, columns: Sequence[str]) -> pa.Table:
-        return self.read_groups([group], columns)
-
     def read_groups(self, groups: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        """Reads some columns of the groups with the given indices."""
         raise NotImplementedError
 
     def read(self, columns: Sequence[str], start: int, count: int) -> pa.Table:
-        """`count` rows from row `start` on."""
-        first, groups, offset = 0, [], 0
+        """Reads some columns of `count` rows from row `start` on."""
+        first_row, groups, offset = 0, [], 0
         for group, rows in enumerate(self.groups):
-            if first < start + count and first + rows > start:
-                offset = offset if groups else start - first
+            if first_row < start + count and first_row + rows > start:
+                offset = offset if groups else start - first_row
                 groups.append(group)
-            first += rows
+            first_row += rows
         return self.read_groups(groups, columns).slice(offset, count)
 
 
 class _Parquet(ColumnarFile):
     def __init__(self, file: pa.NativeFile) -> None:
-        self.parquet = pq.ParquetFile(file, pre_buffer=True)  # few large requests
+        self.parquet = pq.ParquetFile(file, pre_buffer=True)  # fewer, larger requests
         self.schema, metadata = self.parquet.schema_arrow, self.parquet.metadata
         self.groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
@@ -59,7 +60,7 @@ class _Parquet(ColumnarFile):
 
 
 class _Arrow(ColumnarFile):
-    """Of its columns only those are decoded that are asked for; the stream format has no index and is gone through."""
+    """An Arrow file or stream; only the requested columns are decoded. A stream is always read from its start."""
 
     def __init__(self, file: pa.NativeFile) -> None:
         self.file = file
@@ -92,23 +93,25 @@ class _Arrow(ColumnarFile):
 
 @contextmanager
 def open_table(root: StoragePath, name: bytes) -> Iterator[ColumnarFile]:
-    """Opens the table `name` below a root.
+    """Opens a Parquet or Arrow file.
+
+    Args:
+        root: The folder that the name is relative to.
+        name: The file's name; its extension decides the format.
 
     Raises:
-        OSError, pyarrow.ArrowException: it is no such file, damaged, or out of reach.
+        OSError: the file cannot be accessed, or is not a regular file.
+        pyarrow.ArrowException: the file is damaged.
     """
-    parquet = os.path.splitext(name)[1].lower() in (b".parquet", b".pq")
-    with as_os_error(), _opened(root, name, mapped=not parquet) as file:
-        yield _Parquet(file) if parquet else _Arrow(file)
-
-
-def _opened(root: StoragePath, name: bytes, mapped: bool) -> pa.NativeFile:
     if root.local:
-        path = os.path.join(os.fsencode(root.path), name)
-        require_regular(os.stat(path))
-        if not mapped:
-            return pa.OSFile(path, "rb")
-        with open(path, "rb") as plain:  # by descriptor, as pa.memory_map takes no name that is not UTF-8
-            return pa.BufferReader(mmap.mmap(plain.fileno(), 0, access=mmap.ACCESS_READ))
-    file = root.fs.open(f"{root.path}/{name.decode()}", "rb", cache_type="none")
-    return pa.PythonFile(file, mode="r")
+        require_regular(os.stat(root.file_path(name)))
+    is_parquet = name.lower().endswith(PARQUET_EXTENSIONS)
+    mapped = root.local and not is_parquet
+    with as_os_error(), _open_mapped(root, name) if mapped else root.open_arrow(name) as file:
+        yield _Parquet(file) if is_parquet else _Arrow(file)
+
+
+def _open_mapped(root: StoragePath, name: bytes) -> pa.NativeFile:
+    # by file descriptor, as pa.memory_map does not accept names that are not UTF-8
+    with root.open_stream(name) as file:
+        return pa.BufferReader(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

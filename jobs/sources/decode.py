@@ -1,4 +1,4 @@
-"""Bytes to pixels, batch by batch; an image that fails is a reject of its own.
+"""Decodes batches of encoded images to pixels; an image that cannot be decoded becomes a reject.
 
 Shapes: B batch, G images that were decoded, S side in pixels.
 """
@@ -17,41 +17,51 @@ from alit.images.formats import ImageError, Limits
 from jobs.sources.read import read_batches
 from jobs.sources.records import Plan, Rows
 
-
-def joined(parts: list[Decoded]) -> Decoded:
-    """Batches as one."""
-    return Decoded(
-        [name for part in parts for name in part.ids],
-        np.concatenate([part.good for part in parts]),
-        np.concatenate([part.pixels for part in parts]),
-        np.concatenate([part.sizes for part in parts]),
-        [reject for part in parts for reject in part.rejects],
-        [pa.concat_arrays(columns) for columns in zip(*(part.kept for part in parts), strict=True)],
-    )
-
-
 DECODE_THREADS = 2
+"""Threads that decode the images of one batch."""
 
 
 class Decoded(NamedTuple):
-    """A batch after decoding: pixels of the good images, reasons for the others."""
+    """A batch after decoding: the pixels of the good images and the reasons for the rejects."""
 
     ids: list[str]
+    """The ids of all images, good or not, [B]."""
     good: np.ndarray
-    """Which of them were decoded, bool [B]."""
+    """Which images were decoded, bool [B]."""
     pixels: np.ndarray
-    """Of the good ones, uint8 [G, S, S, 3]."""
+    """The pixels of the good images, uint8 [G, S, S, 3]."""
     sizes: np.ndarray
-    """Width and height of the good ones' sources, [G, 2]."""
+    """Width and height of the good images before they were resized, uint32 [G, 2]."""
     rejects: list[tuple[str, str]]
     """Reason and message of the others, in order."""
     kept: list[pa.Array]
+    """The kept columns, with one value for each of the B images."""
+
+
+def concatenate(batches: list[Decoded]) -> Decoded:
+    """Concatenates batches."""
+    return Decoded(
+        [name for batch in batches for name in batch.ids],
+        np.concatenate([batch.good for batch in batches]),
+        np.concatenate([batch.pixels for batch in batches]),
+        np.concatenate([batch.sizes for batch in batches]),
+        [reject for batch in batches for reject in batch.rejects],
+        [pa.concat_arrays(columns) for columns in zip(*(batch.kept for batch in batches), strict=True)],
+    )
 
 
 def decode_rows(
     rows: Rows, size: int, limits: Limits, run: Callable[..., Any] = map, jpeg: JpegMode = "full"
 ) -> Decoded:
-    """Bytes to pixels, one image's failure being its own; `run` maps (a thread pool's, for speed)."""
+    """Decodes a batch; a failure concerns one image only.
+
+    Args:
+        rows: The encoded images.
+        size: Side of the decoded images in pixels.
+        limits: Maximum number of bytes and pixels per image.
+        run: A function like `map`, such as that of a thread pool, to decode images concurrently.
+        jpeg: How JPEGs are decoded.
+    """
 
     def decode(data: bytes | None, error: str | None) -> Any:
         if data is None:
@@ -70,8 +80,14 @@ def decode_rows(
     return Decoded(rows.ids, good, pixels, sizes, rejects, rows.kept)
 
 
-def decoded_plan(plan: Plan, size: int, batch_size: int) -> Iterator[Decoded]:
-    """A whole input's images in batches, for those who only look at the first ones."""
+def decode_plan(plan: Plan, size: int, batch_size: int) -> Iterator[Decoded]:
+    """Decodes the images of an input lazily, in batches that do not cross shards.
+
+    Args:
+        plan: The input.
+        size: Side of the decoded images in pixels.
+        batch_size: Maximum number of images per batch.
+    """
     limits = Limits()
     with ThreadPoolExecutor() as pool:
         for shard in plan.shards:

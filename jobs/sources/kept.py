@@ -12,17 +12,25 @@ from alit.dataset import kept_name
 from jobs.sources.records import InputError
 
 
-def plain(kind: pa.DataType) -> pa.DataType:
-    """The type that a kept column gets: views, which little software reads, become what they are views of."""
+def _output_type(kind: pa.DataType) -> pa.DataType:
+    """Returns the type of a kept column: views, which little software reads, become plain text and bytes."""
     if pa.types.is_string_view(kind):
         return pa.large_string()
     return pa.large_binary() if pa.types.is_binary_view(kind) else kind
 
 
 def kept_fields(fields: Iterable[pa.Field]) -> tuple[pa.Field, ...]:
+    """Returns the output's fields of kept columns.
+
+    Args:
+        fields: The columns' fields in the input.
+
+    Raises:
+        InputError: a column has a type that Parquet cannot hold, or two columns get the same name.
+    """
     # nullable, as another file's column of the same type may be
     kept = tuple(
-        field.with_name(kept_name(field.name)).with_type(plain(field.type)).with_nullable(True).remove_metadata()
+        field.with_name(kept_name(field.name)).with_type(_output_type(field.type)).with_nullable(True).remove_metadata()
         for field in fields
     )
     for column in kept:

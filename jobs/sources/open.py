@@ -1,35 +1,37 @@
-"""What to tokenize: folders, globs, tables, lists and tars of images become shards, one after the other.
+"""Opens an input: finds its format and cuts its files into shards.
 
-A shard is a fixed slice of the listed input, and the unit of all work: one token file, one reject file. The slices
-depend on the listing and on `rows_per_file` alone. `jobs.reading` turns a shard into bytes.
+The shards depend on the listing and on `rows_per_file` alone. `jobs.sources.read` reads the bytes of a shard's images.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from itertools import chain
 
-from alit.images.formats import EXTENSIONS
-from jobs.sources import columnar, lists
-from jobs.sources.files import file_shards
+from alit.validation import require_range
+from jobs.sources.formats import FORMATS, format_of
 from jobs.sources.listing import list_files
-from jobs.sources.lists import open_lists
 from jobs.sources.records import Input, InputError, Plan, Source
-from jobs.sources.tables import open_tables
-from jobs.sources.tars import TARS, open_tars
 
 
 def make_plan(uri: str, *, rows_per_file: int, image_column: str = "image", id_column: str | None = None) -> Plan:
-    """A whole input in memory, to read its images in any order or only the first ones.
+    """Lists a complete input in memory, to read its images in any order or only the first ones.
+
+    Args:
+        uri: The input, see `open_input`.
+        rows_per_file: Maximum number of images per shard.
+        image_column: The column that holds the images.
+        id_column: The column with unique ids.
 
     Raises:
-        InputError: as `open_input`; or the input is tars, which can only be read from front to back.
+        InputError: as `open_input`; or the format can only be read from front to back, as tars are.
     """
-    found = open_input(uri, rows_per_file=rows_per_file, image_column=image_column, id_column=id_column)
-    if found.source.kind == "tar":
-        raise InputError(f"{uri!r} holds tars, which only `alit tokenize` reads; unpack them, or name Parquet files")
-    return Plan(source=found.source, shards=tuple(found.shards))
+    opened = open_input(uri, rows_per_file=rows_per_file, image_column=image_column, id_column=id_column)
+    if (format_ := format_of(opened.source)).read_rows is None:
+        raise InputError(
+            f"{uri!r} holds {format_.description}, which only `alit tokenize` reads; unpack them, or name Parquet files"
+        )
+    return Plan(source=opened.source, shards=tuple(opened.shards))
 
 
 def open_input(
@@ -40,58 +42,39 @@ def open_input(
     image_column: str = "image",
     id_column: str | None = None,
 ) -> Input:
-    """Finds out what an input is, and cuts it into shards while it is listed.
+    """Detects the format of an input and cuts it into shards, lazily.
 
     Args:
-        uri: a folder (its image files, or else its tables, or else its tars, at any depth), a glob, or one file, which
-            may also be a list (.txt, .csv, .tsv, .jsonl) of paths and URIs; local, or at a URI such as
+        uri: A folder (its image files, or else its tables, or else its tars, at any depth), a glob, or one file, which
+            may also be a list (.txt, .csv, .tsv, .jsonl) of paths and URIs; local, or a URI such as
             `s3://bucket/folder`.
-        rows_per_file: images per shard, at most; a tar is a shard, whatever it holds.
-        keep: columns to carry through; of tars the extensions of text files that lie beside the images.
-        image_column: the column that holds the images: bytes, plain or as `struct<bytes, path>`, or paths and URIs.
-        id_column: the column with unique ids.
+        rows_per_file: Maximum number of images per shard; a tar is always one shard.
+        keep: The columns to carry through; for tars the extensions of text files that accompany the images.
+        image_column: The column that holds the images: bytes, plain or as `struct<bytes, path>`, or paths and URIs.
+        id_column: The column with unique ids.
 
     Raises:
-        InputError: nothing to tokenize, a missing column, or files that cannot be read; some of it only when the
-            shards are taken.
+        InputError: there are no images, a column is missing, or files cannot be read; some errors are only raised when
+            the shards are consumed.
     """
-    if rows_per_file < 1:
-        raise InputError(f"--rows-per-file must be at least 1, got {rows_per_file}")
-    root, names, folder = list_files(uri)
-    before: list[bytes] = []
-    first = None
-    for name in names:
-        if _extension(name) in _IMAGES:
-            first = name
-            break
-        before.append(name)
-    if first is not None:
-        if keep or id_column:
-            option = "--keep" if keep else "--id-column"
-            raise InputError(f"{option} needs a table or a list; {uri!r} holds image files, which have no columns")
-        pictures = (name for name in chain([first], names) if _extension(name) in _IMAGES)
-        return Input(source=Source(root=root), shards=file_shards(pictures, rows_per_file))
+    require_range("--rows-per-file", rows_per_file, 1, error=InputError)
+    root, names, is_folder = list_files(uri)
     source = Source(root=root, image_column=image_column, id_column=id_column, keep=tuple(keep))
-    if tables := [name for name in before if _extension(name) in _TABLES]:
-        return open_tables(source, tables, rows_per_file)
-    if tars := [name for name in before if name.lower().endswith(tuple(e.encode() for e in TARS))]:
-        return open_tars(source, tars)
-    if not folder and (found := [name for name in before if _extension(name) in _LISTS]):
-        return open_lists(source, found, rows_per_file)
-    raise InputError(
-        f"no images in {uri!r}: looked for {', '.join(sorted(EXTENSIONS))} files, Parquet, Arrow and tars at any "
-        f"depth; a list ({', '.join(sorted(lists.EXTENSIONS))}) is named itself"
-    )
+    first_format, *other_formats = FORMATS
+    other_names: list[bytes] = []
+    for name in names:
+        if first_format.matches(name):
+            matching = chain([name], filter(first_format.matches, names))
+            return first_format.open(uri, source, matching, rows_per_file)
+        other_names.append(name)
+    for format_ in other_formats:
+        matching = [name for name in other_names if format_.matches(name)]
+        if matching and (format_.in_folders or not is_folder):
+            return format_.open(uri, source, matching, rows_per_file)
+    raise InputError(f"no images in {uri!r}: looked for {_expected_files()}")
 
 
-def _extension(name: bytes) -> bytes:
-    return os.path.splitext(name)[1].lower()
-
-
-_IMAGES = {extension.encode() for extension in EXTENSIONS}
-
-
-_TABLES = {extension.encode() for extension in columnar.EXTENSIONS}
-
-
-_LISTS = {extension.encode() for extension in lists.EXTENSIONS}
+def _expected_files() -> str:
+    *descriptions, last = [format_.description for format_ in FORMATS if format_.in_folders]
+    named = [format_.description for format_ in FORMATS if not format_.in_folders]
+    return f"{', '.join(descriptions)} and {last} at any depth; {' or '.join(named)} must be named directly"

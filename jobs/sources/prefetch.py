@@ -1,4 +1,4 @@
-"""Reading ahead in a thread."""
+"""Reads ahead of a consumer, in a thread."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def prefetch(items: Iterator[T], count: int, patience: float | None = None) -> Iterator[T]:
-    """The same items, of which the next ones are made in a thread meanwhile.
+def prefetch(iterator: Iterator[T], count: int, timeout: float | None = None) -> Iterator[T]:
+    """Yields the items of an iterator while a thread computes the next ones.
+
+    Args:
+        iterator: Its items must not be None. It is advanced in the thread only.
+        count: Number of items that are computed ahead.
+        timeout: Maximum number of seconds to wait for an item; None to wait without a limit.
 
     Raises:
-        TimeoutError: one was waited for longer than `patience` seconds.
+        TimeoutError: an item took longer than `timeout`.
     """
     thread = ThreadPoolExecutor(1)
-    waiting = deque(thread.submit(next, items, None) for _ in range(count))
+    pending = deque(thread.submit(next, iterator, None) for _ in range(count))
     try:
-        while (item := waiting.popleft().result(patience)) is not None:
-            waiting.append(thread.submit(next, items, None))
+        while (item := pending.popleft().result(timeout)) is not None:
+            pending.append(thread.submit(next, iterator, None))
             yield item
     finally:
-        thread.shutdown(wait=patience is None, cancel_futures=True)
+        thread.shutdown(wait=timeout is None, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Storage errors: which of them are final, and retrying those that are not."""
+"""Storage errors: which of them are permanent, and retries of those that are not."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from alit.errors import AlitError
 
 
 class StorageError(AlitError):
-    """A place that cannot be used; the message says why."""
+    """A path that cannot be used; the message gives the reason."""
 
 
-class Unavailable(StorageError):
-    """Storage that did not answer, and may again."""
+class UnavailableError(StorageError):
+    """Storage that does not respond at the moment; the same request may succeed later."""
 
 
-PATIENCE = 300
-"""Seconds for which an object store that does not answer is asked again, after what its client tries by itself."""
+RETRY_SECONDS = 300
+"""How long a request to an unavailable object store is retried, on top of the retries of the store's own client."""
 
 
-again = tenacity.retry(
-    retry=tenacity.retry_if_exception_type(Unavailable),
+retry_while_unavailable = tenacity.retry(
+    retry=tenacity.retry_if_exception_type(UnavailableError),
     wait=tenacity.wait_random_exponential(multiplier=1, max=30),
-    stop=tenacity.stop_after_delay(PATIENCE),
+    stop=tenacity.stop_after_delay(RETRY_SECONDS),
     reraise=True,
 )
-"""Decorates what is to be tried again while storage is unavailable."""
+"""Decorator: retries a function with exponential backoff for `RETRY_SECONDS` while it raises `UnavailableError`."""
 
 
-_REFUSED = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_PERMANENT_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
-_FINAL = (errno.EINVAL, errno.EPERM, errno.ENAMETOOLONG, errno.ENOSYS, errno.EREMCHG)
+_PERMANENT_ERRNOS = (errno.EINVAL, errno.EPERM, errno.ENAMETOOLONG, errno.ENOSYS, errno.EREMCHG)
 
 
 def reason(error: BaseException) -> str:
-    """What an error of storage means, in one line."""
+    """Returns a one-line description of a storage error."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     text = text.strip().splitlines()[0]
     if isinstance(error, PermissionError) and "denied" not in text.lower():
@@ -49,7 +49,7 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def as_os_error() -> Iterator[None]:
-    """Turns what object stores' clients raise of their own into OSError, which is what files raise."""
+    """Converts the exceptions of object store clients to OSError, which local files raise too."""
     try:
         yield
     except (OSError, AlitError):
@@ -60,17 +60,19 @@ def as_os_error() -> Iterator[None]:
                 "denied, as no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, "
                 "or end the URI with ?anonymous=true for a public bucket"
             ) from error
-        if _of_client(error):
+        if _is_client_error(error):
             raise OSError(reason(error)) from error
         raise
 
 
-def _of_client(error: BaseException) -> bool:
+def _is_client_error(error: BaseException) -> bool:
     return type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp", "s3fs", "fsspec")
 
 
 def is_outage(error: OSError) -> bool:
-    """Whether an error of an object store says nothing about the object: the next try may succeed."""
-    if isinstance(error, _REFUSED) or error.errno in _FINAL or "ValidationError" in type(error.__cause__).__name__:
+    """Returns whether an error of an object store is transient and unrelated to the object: a retry may succeed."""
+    if isinstance(error, _PERMANENT_ERRORS) or error.errno in _PERMANENT_ERRNOS:
         return False
-    return isinstance(error, TimeoutError | ConnectionError) or error.__cause__ is not None or _of_client(error)
+    if "ValidationError" in type(error.__cause__).__name__:
+        return False
+    return isinstance(error, TimeoutError | ConnectionError) or error.__cause__ is not None or _is_client_error(error)

@@ -1,4 +1,4 @@
-"""S3 filesystems from the options at the end of a URI."""
+"""S3 filesystems, configured by the options at the end of a URI."""
 
 from __future__ import annotations
 
@@ -9,14 +9,23 @@ import fsspec
 from jobs.storage.retry import StorageError
 
 CONNECTIONS = 32
-"""Requests to an object store that one process has under way at once, at most."""
+"""Maximum number of concurrent requests of one process to an object store."""
 
 
 _S3_OPTIONS = ("endpoint", "region", "profile", "anonymous", "timeout")
 
 
 def s3_filesystem(uri: str, options: dict[str, str]) -> fsspec.AbstractFileSystem:
-    import s3fs  # takes most of a second
+    """Creates the filesystem of an S3 URI.
+
+    Args:
+        uri: The URI without its options, for error messages and to detect credentials in it.
+        options: Any of `endpoint`, `region`, `profile`, `anonymous` and `timeout` (seconds without a byte).
+
+    Raises:
+        StorageError: the URI holds credentials, or an option is unknown or malformed.
+    """
+    import s3fs  # the import takes most of a second
 
     bucket = uri.partition("://")[2].partition("/")[0]
     if "@" in bucket or any("key" in name or "secret" in name for name in options):
@@ -25,7 +34,7 @@ def s3_filesystem(uri: str, options: dict[str, str]) -> fsspec.AbstractFileSyste
             "AWS_SECRET_ACCESS_KEY, or name a profile"
         )
     if unknown := [name for name in options if name not in _S3_OPTIONS]:
-        raise StorageError(f"{uri!r} has the unknown option {unknown[0]!r}; there are {', '.join(_S3_OPTIONS)}")
+        raise StorageError(f"{uri!r} has the unknown option {unknown[0]!r}; valid options: {', '.join(_S3_OPTIONS)}")
     try:
         timeout = float(options.get("timeout", 30))
     except ValueError:
@@ -43,8 +52,8 @@ def s3_filesystem(uri: str, options: dict[str, str]) -> fsspec.AbstractFileSyste
             "connect_timeout": 10,
             "read_timeout": timeout,
             "max_pool_connections": CONNECTIONS,
-            "retries": {"mode": "standard", "max_attempts": 4},  # with growing pauses; s3fs makes five times as many
+            "retries": {"mode": "standard", "max_attempts": 4},  # with backoff; s3fs itself multiplies these by five
         },
-        use_listings_cache=False,  # others write there too
+        use_listings_cache=False,  # other processes write to the same folders
         **profile,
     )

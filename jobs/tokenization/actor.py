@@ -22,7 +22,7 @@ from jobs.dataset.counts import Counts, file_name, written_counts
 from jobs.dataset.plan import StoredPlan
 from jobs.runtime.process import keep_freed_memory
 from jobs.runtime.weights import Shared
-from jobs.sources.decode import Decoded, joined
+from jobs.sources.decode import Decoded, concatenate
 from jobs.sources.read import read_batches
 from jobs.sources.records import Rows, Shard
 from jobs.tokenization.metrics import TokenizeMetrics
@@ -130,7 +130,7 @@ class Tokenizer:
         except (WorkerCrashedError, OutOfMemoryError, ObjectLostError, NodeDiedError):
             count = len(rows.ids)
             if count > 1:
-                return joined([self._contained(half) for half in rows.slices(-(-count // 2))])
+                return concatenate([self._contained(half) for half in rows.slices(-(-count // 2))])
             if tries > 1:  # once may have been somebody else's doing
                 return self._contained(rows, tries - 1)
             side = self.job.metadata.image_size

@@ -247,7 +247,7 @@ def _load(folder: StoragePath, record: _Record) -> dict[str, Any]:
 def _opened(where: StoragePath) -> Iterator[io.BufferedReader]:
     """A file of a checkpoint; that it is absent or that the disk fails is damage, that the network fails is not."""
     try:
-        with where.open_read() as file:
+        with where.open_seekable() as file:
             yield file
     except FileNotFoundError as error:
         raise _Damaged(f"{where.path!r} is damaged (it is missing)") from error

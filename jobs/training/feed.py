@@ -18,7 +18,7 @@ from alit.errors import TrainingError
 from alit.images.formats import DEFAULT_LIMITS, Limits
 from alit.images.tensors import to_tensor
 from alit.training.data import Order
-from jobs.sources.decode import decoded_plan
+from jobs.sources.decode import decode_plan
 from jobs.sources.open import make_plan
 from jobs.sources.records import Plan, Row
 
@@ -96,7 +96,7 @@ def held_out(uri: str, *, size: int, most: int, image_column: str = "image") -> 
     """
     found: list[np.ndarray] = []
     missing, why = most, "none was asked for"
-    for decoded in decoded_plan(make_plan(uri, rows_per_file=SLICE, image_column=image_column), size, 64):
+    for decoded in decode_plan(make_plan(uri, rows_per_file=SLICE, image_column=image_column), size, 64):
         found.append(decoded.pixels[:missing])
         missing -= len(found[-1])
         why = decoded.rejects[0][1] if decoded.rejects else why
