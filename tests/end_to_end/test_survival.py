@@ -26,14 +26,12 @@ from alit.images.encode import encode_image
 from alit.tokenizer import Alit
 from alit.weights import save_weights
 from jobs.dataset.verify import verify
-from jobs.runtime.process import local_cpus
 from jobs.sources import decode
-from jobs.tokenization.actor import stages
 from jobs.tokenization.job import tokenize
 from jobs.tokenization.options import TokenizeOptions
-from jobs.tokenization.resources import Workers, workers_for
 
 COUNT = 300
+
 ROWS = 10
 
 
@@ -88,7 +86,11 @@ def test_tokenize_resumes_after_kills_with_the_same_files(
         "8",
     ]
     arguments += ["--rows-per-file", str(ROWS), "--workers", "2"]
-    result = attack(Run(arguments, output, tmp_path / "log", RAY_ADDRESS=ray_session), COUNT // ROWS, ["actor", "rename", "terminate", "driver"])
+    result = attack(
+        Run(arguments, output, tmp_path / "log", RAY_ADDRESS=ray_session),
+        COUNT // ROWS,
+        ["actor", "rename", "terminate", "driver"],
+    )
     compare(output, undisturbed, result)
     assert result.different == []
     assert 0 <= result.encoded_again <= 4 * 2 * ROWS
@@ -197,30 +199,3 @@ def test_tokenize_resumes_after_a_full_disk(undisturbed: Path, photos: Path, wei
     assert summary.encoded == COUNT - ROWS * written
     for file in undisturbed.rglob("*.parquet"):
         assert (output / file.relative_to(undisturbed)).read_bytes() == file.read_bytes()
-
-
-def test_workers_for_fills_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The number of workers and decoders follows from the options, the cluster's resources and the shards."""
-
-    def found(there: dict[str, float], shards: int = 1000, **options: Any) -> Workers:
-        return workers_for(TokenizeOptions(**options), there, shards)
-
-    cluster = {"CPU": 64.0, "GPU": 8.0}
-    monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
-    assert found(cluster) == Workers(count=8, decoders=7, gpus=1.0)
-    assert found(cluster, gpus_per_worker=0.5) == Workers(count=16, decoders=3, gpus=0.5)
-    assert found(cluster, workers=2, decode_workers=1) == Workers(count=2, decoders=1, gpus=1.0)
-    assert found({"CPU": 64.0}) == Workers(count=64)
-    assert found({"CPU": 64.0}, shards=3).count == 3
-    placed = found(cluster, worker_memory=2, worker_labels=("tier=gpu",), decode_labels=("tier=cpu", "zone=!a"))
-    assert placed.needs == {"CPU": 0.5, "GPU": 1.0, "memory": 2 << 30}
-    assert (placed.labels, placed.decode_labels) == ({"tier": "gpu"}, {"tier": "cpu", "zone": "!a"})
-    monkeypatch.delenv("RAY_ADDRESS")
-    assert found({"CPU": 1000.0}) == Workers(count=local_cpus())
-
-
-def test_stages_accept_workers_with_gpus(ray_session: str) -> None:
-    """It refuses some options with GPUs that it takes without; nothing is run."""
-    unused: Any = None
-    with_gpus = Workers(count=2, gpus=0.5, memory=1 << 30, labels={"tier": "gpu"}, decoders=1)
-    assert stages(unused, unused, unused, range(5), with_gpus) is not None
