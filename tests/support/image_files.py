@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import torch
 from PIL import Image
 
 
@@ -37,3 +38,8 @@ def blob_images(count: int, size: int = 16) -> np.ndarray:
         blobs = random.integers(0, 256, (1 + index, 1 + index, 3), np.uint8)
         images.append(np.asarray(Image.fromarray(blobs).resize((size, size), Image.Resampling.BICUBIC)))
     return np.stack(images)
+
+
+def to_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """Returns images [B, H, W, 3] as a tensor [B, 3, H, W]."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
