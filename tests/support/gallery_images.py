@@ -1,0 +1,35 @@
+"""Images of a gallery page."""
+
+from __future__ import annotations
+
+import io
+
+from PIL import Image
+
+from jobs.gallery.contents import GalleryImage
+
+LENGTHS = (16, 32, 48, 64)
+
+SCORES = (0.21, 0.12, 0.0434, 0.0311)
+
+
+def shade(shade: int, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (shade, 90, 40)).save(file, kind)
+    return file.getvalue()
+
+
+def gallery_image(
+    name: str = "kite.jpg", scores: tuple[float | None, ...] = SCORES, chosen: int = 2, satisfied: bool = True
+):
+    return GalleryImage(
+        id=name,
+        original=shade(200),
+        reconstructions=tuple(shade(20 * k) for k in range(len(LENGTHS))),
+        lengths=LENGTHS,
+        scores=scores,
+        chosen=chosen,
+        satisfied=satisfied,
+        width=500,
+        height=375,
+    )
