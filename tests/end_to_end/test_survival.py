@@ -145,7 +145,7 @@ def test_tokenize_stops_at_the_maximum_reject_rate(ray_session: str, weights: st
 
 
 def test_tokenize_survives_a_flaky_and_a_read_only_bucket(
-    ray_session: str, bucket: Any, undisturbed: Path, photos: Path, weights: str, tmp_path: Path
+    bucket: Any, undisturbed: Path, photos: Path, weights: str, tmp_path: Path
 ) -> None:
     """A job over a failing network resumes after its bucket was read-only and ends with the same files."""
     query, folder, _ = bucket
@@ -155,7 +155,7 @@ def test_tokenize_survives_a_flaky_and_a_read_only_bucket(
         through = f"endpoint=http://{proxy.address}&region=us-east-1&timeout=1"
         arguments = ["tokenize", f"s3://photos/in?{through}", f"s3://photos/out?{through}", "--weights", weights]
         arguments += ["--criterion", "l1:0.2", "--batch-size", "8", "--rows-per-file", str(ROWS), "--workers", "2"]
-        run = Run(arguments, folder / "out", tmp_path / "log", RAY_ADDRESS=ray_session)
+        run = Run(arguments, folder / "out", tmp_path / "log")
         run.start()
         run.wait_until(lambda: finished(folder / "out") >= 5)
         proxy.read_only = True
