@@ -76,7 +76,7 @@ def test_playground_choices_agree_with_the_service(page: Page, picture: Path, ht
     """Lengths and ids chosen on the page equal those that the service chooses."""
     page.set_input_files("#file", picture)
     expect(page.locator("#status")).to_have_text(f"{picture.name} is encoded.")
-    expect(page.locator("#photograph-caption")).to_contain_text("90\u00a0\u00d7\u00a097")
+    expect(page.locator("#original-caption")).to_contain_text("90\u00a0\u00d7\u00a097")
     pictures = set()
     for index, length in enumerate((16, 32, 48, 64)):
         page.locator("#length").fill(str(index))
@@ -132,7 +132,7 @@ def test_playground_reports_files_that_are_no_images(page: Page, picture: Path, 
     expect(page.locator("#alert")).to_contain_text("expected a JPEG")
     (tmp_path / "notes.txt").write_text("no picture")
     page.set_input_files("#file", tmp_path / "notes.txt")
-    expect(page.locator("#alert")).to_contain_text("is not a picture (text/plain)")
+    expect(page.locator("#alert")).to_contain_text("is not an image (text/plain)")
     (tmp_path / "huge.png").write_bytes(encode_image(np.zeros((1100, 1100, 3), np.uint8)))
     page.set_input_files("#file", tmp_path / "huge.png")
     expect(page.locator("#alert")).to_contain_text("pixels")

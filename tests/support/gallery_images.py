@@ -13,7 +13,7 @@ LENGTHS = (16, 32, 48, 64)
 SCORES = (0.21, 0.12, 0.0434, 0.0311)
 
 
-def shade(shade: int, kind: str = "PNG") -> bytes:
+def plain_image(shade: int, kind: str = "PNG") -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (8, 8), (shade, 90, 40)).save(file, kind)
     return file.getvalue()
@@ -24,8 +24,8 @@ def gallery_image(
 ):
     return GalleryImage(
         id=name,
-        original=shade(200),
-        reconstructions=tuple(shade(20 * k) for k in range(len(LENGTHS))),
+        original=plain_image(200),
+        reconstructions=tuple(plain_image(20 * k) for k in range(len(LENGTHS))),
         lengths=LENGTHS,
         scores=scores,
         chosen=chosen,

@@ -14,10 +14,13 @@ from typing import Any
 
 import httpx
 import numpy as np
+import torch
 from clusters import free_ports
 from PIL import Image
 
+from alit.images.decode import decode_image
 from alit.images.encode import encode_image
+from alit.weights import Weights
 
 KEY = "a-key-for-the-tests-0123456789"
 
@@ -78,3 +81,19 @@ def photo(seed: int, size: int = 80) -> bytes:
 
 def body(*files: bytes, **options: Any) -> dict[str, Any]:
     return {"images": [{"data": base64.b64encode(file).decode()} for file in files]} | options
+
+
+def encode_alone(weights: Weights, file: bytes, criterion: str) -> Any:
+    """Returns what the model itself gives for one image file."""
+    pixels = decode_image(file, weights.model.config.image_size).pixels
+    return weights.model.encode(torch.from_numpy(pixels).permute(2, 0, 1)[None], criterion)
+
+
+def assert_problem(response: httpx.Response, status: int, words: str) -> None:
+    """Asserts that a response is a problem document with these words."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    told = response.json()
+    assert told.keys() == {"type", "title", "status", "detail"}
+    assert told["status"] == status
+    assert words in told["detail"]

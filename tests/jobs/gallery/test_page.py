@@ -7,7 +7,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from gallery_images import LENGTHS, gallery_image, shade
+from gallery_images import LENGTHS, gallery_image, plain_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -135,8 +135,8 @@ def test_page_names_the_format_of_its_images(kind: str) -> None:
     """Embedded images carry the media type of their format."""
     one = GalleryImage(
         id="a",
-        original=shade(1, kind),
-        reconstructions=(shade(2, kind),),
+        original=plain_image(1, kind),
+        reconstructions=(plain_image(2, kind),),
         lengths=(64,),
         chosen=0,
         satisfied=True,
@@ -152,7 +152,7 @@ def test_page_refuses_other_image_formats() -> None:
     one = GalleryImage(
         id="a",
         original=b"GIF89a",
-        reconstructions=(shade(2),),
+        reconstructions=(plain_image(2),),
         lengths=(64,),
         chosen=0,
         satisfied=True,
