@@ -1,1 +1,1 @@
-"""Image files to pixels and back."""
+"""Decoding of image files to pixels, and encoding of pixels as files."""

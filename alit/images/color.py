@@ -1,4 +1,4 @@
-"""Colour: deep samples to 8 bits, transparency over white, embedded ICC profiles to sRGB."""
+"""Colour conversion: deep samples to 8 bits, transparency over white, embedded ICC profiles to sRGB."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ _ICC_SPACES = {"L": b"GRAY", "RGB": b"RGB ", "CMYK": b"CMYK"}  # Pillow mode -> 
 
 
 def to_8_bit(source: ImageFile.ImageFile) -> Image.Image:
-    """Deep greyscale as L (LA where one grey level is transparent); all other modes unchanged.
+    """Converts deep greyscale to L (LA where one grey level is transparent); other modes pass unchanged.
 
-    Pillow clips deep samples instead of scaling them. Of 16-bit colour it reads the high bytes, before this.
+    Pillow would clip deep samples instead of scaling them. Of 16-bit colour it has already read the high bytes.
+
+    Raises:
+        ImageError: The samples exceed the white level of their depth.
     """
     if source.mode not in ("I", "F") and not source.mode.startswith("I;16"):
         return source
@@ -40,7 +43,7 @@ def to_8_bit(source: ImageFile.ImageFile) -> Image.Image:
 
 
 def to_srgb(image: Image.Image, profile: object) -> Image.Image:
-    """The image over white, in mode RGB."""
+    """Converts an image to sRGB over a white background, in mode RGB; `profile` is the embedded ICC profile, if any."""
     grey = image.mode in ("1", "L", "LA", "La")
     if image.mode == "La":  # premultiplied: Pillow has no direct way to RGBA
         image = image.convert("LA")
@@ -55,14 +58,14 @@ def to_srgb(image: Image.Image, profile: object) -> Image.Image:
 
 
 def _apply_profile(colours: Image.Image, profile: object) -> Image.Image:
-    """Mode L, RGB or CMYK to sRGB, through the embedded profile if it is sound, fits and is not sRGB."""
+    """Converts mode L, RGB or CMYK to sRGB, with the embedded profile if it is valid, fits the mode and is not sRGB."""
     plain = colours if colours.mode == "RGB" else colours.convert("RGB")
     if not isinstance(profile, bytes) or profile[16:20] != _ICC_SPACES[colours.mode]:
         return plain
     try:
         srgb = ImageCms.createProfile("sRGB")
         transform = ImageCms.buildTransform(io.BytesIO(profile), srgb, colours.mode, "RGB", ImageCms.Intent.PERCEPTUAL)
-        # A profile's name proves nothing: one that moves no colour of a lattice by more than a level is sRGB.
+        # A profile's name is unreliable: one that moves no colour of a lattice by more than one level counts as sRGB.
         lattice = rearrange(17 * np.indices((16, 16, 16)).astype(np.uint8), "C r g b -> (r g) b C")
         probe = Image.fromarray(np.ascontiguousarray(lattice)).convert(colours.mode)
         shift = np.asarray(transform.apply(probe), np.int16) - np.asarray(probe.convert("RGB"), np.int16)

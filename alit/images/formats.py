@@ -1,6 +1,6 @@
-"""Which image files are read, what they may cost, and why the others are refused.
+"""Image file formats: detection by the first bytes, size limits, and the reasons for refusing a file.
 
-Formats are told apart by the first bytes. Nothing global is touched, so threads may decode side by side.
+No global state is changed, so threads may decode in parallel.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from alit.errors import AlitError, ConfigError
+from alit.validation import require_range
 
 Reason = Literal[
     "empty",  # no bytes
     "too_many_bytes",  # over Limits.max_bytes
     "too_many_pixels",  # over Limits.max_pixels, by the header
-    "not_an_image",  # the first bytes are no image's that we know
-    "unsupported_format",  # an image, of a format that we do not read
+    "not_an_image",  # the first bytes match no known image format
+    "unsupported_format",  # an image of a known format that is not supported
     "unsupported_pixels",  # a readable format, but samples with no agreed black and white
     "truncated",  # the file ends too early, as far as its decoder can tell
     "decode_failed",  # damaged, or a variant that Pillow cannot read
@@ -51,15 +52,16 @@ _FOREIGN_SIGNATURES = (
     ("SVG", re.compile(rb"\s*(<\?xml[^>]*>\s*)?<svg\b")),
 )
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-"""Names of files that are taken for images; what they are is told by their bytes alone."""
+"""Extensions of the files that are read as images; their format is detected from their bytes alone."""
 _FORMATS = "JPEG, PNG, WebP, GIF, BMP or TIFF"
 
 
 class ImageError(AlitError):
-    """These bytes cannot be tokenized; `str(error)` is a sentence for the person who sent them.
+    """An image file that cannot be decoded; `str(error)` is a sentence for its owner.
 
     Attributes:
-        reason: A stable slug out of `Reason`, to count and filter by.
+        reason: A stable identifier, to count and filter by.
+        message: The sentence.
     """
 
     def __init__(self, reason: Reason, message: str) -> None:
@@ -73,29 +75,32 @@ class ImageError(AlitError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What an image may cost.
+    """Size limits of an image file.
 
     Attributes:
-        max_bytes: Largest file, in bytes.
-        max_pixels: Largest source, width x height in pixels. Above the default Pillow warns of some TIFFs and
-            GIFs, above twice the default it refuses them.
+        max_bytes: The largest file, in bytes.
+        max_pixels: The largest source, width x height in pixels. Above the default, Pillow warns about some TIFFs and
+            GIFs; above twice the default, it refuses them.
     """
 
     max_bytes: int = 64 * 1024**2
     max_pixels: int = PILLOW_WARNS_ABOVE
 
     def __post_init__(self) -> None:
-        if self.max_bytes < 1:
-            raise ConfigError(f"max_bytes must be at least 1, got {self.max_bytes}")
-        if not 1 <= self.max_pixels <= 2 * PILLOW_WARNS_ABOVE:
-            raise ConfigError(f"max_pixels must be in 1..{2 * PILLOW_WARNS_ABOVE}, got {self.max_pixels}")
+        require_range("max_bytes", self.max_bytes, 1, error=ConfigError)
+        require_range("max_pixels", self.max_pixels, 1, 2 * PILLOW_WARNS_ABOVE, error=ConfigError)
 
 
 DEFAULT_LIMITS = Limits()
 
 
 def open_image(data: bytes, limits: Limits) -> ImageFile.ImageFile:
-    """The file's header, within the limits; no pixel is decoded yet."""
+    """Opens an image file within the limits; reads its header and decodes no pixel.
+
+    Raises:
+        ImageError: The format is not supported, or a limit is exceeded.
+        Exception: Whatever Pillow raises for a damaged header.
+    """
     if not data:
         raise ImageError("empty", f"no bytes; expected a {_FORMATS} file")
     if len(data) > limits.max_bytes:
@@ -107,7 +112,7 @@ def open_image(data: bytes, limits: Limits) -> ImageFile.ImageFile:
             raise ImageError("unsupported_format", f"this is a {foreign} file; convert it to {_FORMATS}")
         raise ImageError("not_an_image", f"the file starts with {data[:12]!r}; expected a {_FORMATS} file")
 
-    # The decoder's class, as Image.open warns or raises by a global of its own before we see the size.
+    # the decoder's class, as Image.open warns or raises by a global limit of its own before the size is known
     image = decoder(io.BytesIO(data))
     pixels = image.width * image.height
     if isinstance(image, TiffImageFile):  # a small TIFF may declare one huge tile, decoded as a whole
@@ -123,7 +128,7 @@ def open_image(data: bytes, limits: Limits) -> ImageFile.ImageFile:
 
 
 def explain(error: Exception, data: bytes) -> ImageError:
-    """What Pillow's exception means to the file's owner."""
+    """Translates an exception of Pillow to an `ImageError`; `data` are the file's bytes."""
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return ImageError("too_many_pixels", f"the image is too large: {error}")
     unfinished_webp = data.startswith(b"RIFF") and int.from_bytes(data[4:8], "little") + 8 > len(data)

@@ -1,1 +1,1 @@
-"""Distances between images."""
+"""Image distances: per-image pixel metrics and LPIPS, and the Fréchet Inception distance of two sets."""

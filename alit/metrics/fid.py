@@ -1,4 +1,4 @@
-"""Fréchet Inception distance (Heusel et al. 2017, arXiv 1706.08500): its network, its moments, its arithmetic.
+"""Fréchet Inception distance (Heusel et al. 2017, arXiv 1706.08500): network, moments and distance.
 
 Shapes: B batch, H W pixels, h w positions of a feature map, C channels, D feature width, R rank of a covariance.
 """
@@ -19,7 +19,7 @@ from alit.metrics.lpips import read_tensors
 
 FEATURES = 2048
 SIDE = 299
-"""Pixels on a side of the network's training images; all images are resized to it."""
+"""The side of the network's training images, in pixels; all images are resized to it."""
 
 INCEPTION_FILE = "pytorch-fid's Inception weights (pt_inception-2015-12-05-6726825d.pth)"
 
@@ -42,19 +42,25 @@ class _Unit(nn.Module):
 
 
 class _Conv(NamedTuple):
-    """A unit of a branch, which keeps the size of the map, or halves it without padding."""
+    """A convolution of a branch, which keeps the size of the feature map unless `halve` is set.
+
+    Attributes:
+        width: The number of output channels.
+        kernel: The kernel size.
+        halve: Use a stride of 2, without padding.
+        fork: Two convolutions end the branch side by side: a row of three, and a column of three.
+    """
 
     width: int
     kernel: Kernel = 1
     halve: bool = False
     fork: bool = False
-    """Two units at the end of a branch that read the same: a row of three, and a column of three."""
 
 
 class _Mixed(nn.Module):
-    """Branches over the same input, concatenated; the last of them pools, followed by a unit where it has a width.
+    """Parallel branches, concatenated; the last one pools, followed by a convolution where it has a width.
 
-    Units have the published names: the branch's, their number where it has several, and a letter where it forks.
+    Convolutions have the published names: the branch's, their number if it has several, and a letter if it forks.
     """
 
     def __init__(self, channels: int, pool: nn.Module, pool_width: int | None, **branches: list[_Conv]) -> None:
@@ -89,13 +95,13 @@ def _average() -> nn.Module:
 
 
 def _mixed_5(channels: int, pool_width: int) -> _Mixed:
-    """Mixed_5b to 5d, for maps of 35x35."""
+    """Builds Mixed_5b to 5d, for maps of 35x35."""
     five, threes = [_Conv(48), _Conv(64, 5)], [_Conv(64), _Conv(96, 3), _Conv(96, 3)]
     return _Mixed(channels, _average(), pool_width, branch1x1=[_Conv(64)], branch5x5=five, branch3x3dbl=threes)
 
 
 def _mixed_6(narrow: int) -> _Mixed:
-    """Mixed_6b to 6e, for maps of 17x17; a square of seven is a row and a column."""
+    """Builds Mixed_6b to 6e, for maps of 17x17, with 7x7 kernels factorized into a row and a column."""
     row, column = _Conv(narrow, (1, 7)), _Conv(narrow, (7, 1))
     seven = [_Conv(narrow), row, _Conv(192, (7, 1))]
     sevens = [_Conv(narrow), column, row, column, _Conv(192, (1, 7))]
@@ -103,34 +109,35 @@ def _mixed_6(narrow: int) -> _Mixed:
 
 
 def _mixed_7(channels: int, pool: nn.Module) -> _Mixed:
-    """Mixed_7b and 7c, for maps of 8x8."""
+    """Builds Mixed_7b and 7c, for maps of 8x8."""
     three, threes = [_Conv(384), _Conv(384, fork=True)], [_Conv(448), _Conv(384, 3), _Conv(384, fork=True)]
     return _Mixed(channels, pool, 192, branch1x1=[_Conv(320)], branch3x3=three, branch3x3dbl=threes)
 
 
 def _mixed_6a() -> _Mixed:
-    """From maps of 35x35 to 17x17."""
+    """Builds Mixed_6a, from maps of 35x35 to 17x17."""
     three, threes = [_Conv(384, 3, halve=True)], [_Conv(64), _Conv(96, 3), _Conv(96, 3, halve=True)]
     return _Mixed(288, nn.MaxPool2d(3, stride=2), None, branch3x3=three, branch3x3dbl=threes)
 
 
 def _mixed_7a() -> _Mixed:
-    """From maps of 17x17 to 8x8."""
+    """Builds Mixed_7a, from maps of 17x17 to 8x8."""
     three = [_Conv(192), _Conv(320, 3, halve=True)]
     seven = [_Conv(192), _Conv(192, (1, 7)), _Conv(192, (7, 1)), _Conv(192, 3, halve=True)]
     return _Mixed(768, nn.MaxPool2d(3, stride=2), None, branch3x3=three, branch7x7x3=seven)
 
 
 class InceptionFeatures(nn.Module):
-    """The 2048 features behind the last pooling of the InceptionV3 that FID is defined by, of TensorFlow in 2015.
+    """The InceptionV3 of TensorFlow (2015) that FID is defined by, up to its 2048 pooled features.
 
-    It is not torchvision's: average pooling leaves out the padding, and the last block pools by maximum. Parameters are
-    frozen, it stays in eval mode. `InceptionFeatures()` has random weights, of use for tests only; see `from_file`.
+    It differs from torchvision's: average pooling excludes the padding, and the last block uses max pooling. Its
+    parameters are frozen and it stays in eval mode. `InceptionFeatures()` has random weights, useful for tests only;
+    see `from_file`.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # the names are the published file's
+        # named as in the published file
         self.Conv2d_1a_3x3 = _Unit(3, 32, 3, stride=2)
         self.Conv2d_2a_3x3 = _Unit(32, 32, 3)
         self.Conv2d_2b_3x3 = _Unit(32, 64, 3, padding=1)
@@ -154,32 +161,32 @@ class InceptionFeatures(nn.Module):
 
     @classmethod
     def from_file(cls, path: Path | str) -> InceptionFeatures:
-        """Loads the published weights, as `.pth`, `.pt` or `.safetensors`; its classifier is not read.
+        """Loads the published weights, as `.pth`, `.pt` or `.safetensors`; the classifier is not read.
 
         Raises:
-            WeightsError: the file is missing, damaged, would run code or has another layout, with what and where.
-                Torchvision's is refused for its `AuxLogits`, which the published one has not: no score would compare.
+            WeightsError: The file is missing, damaged, would run code or has another layout; the message names it.
+                Torchvision's weights, whose scores would not be comparable, are refused because of their `AuxLogits`.
         """
-        with torch.device("meta"):  # draws nothing, so that the global random state stays as it was
+        with torch.device("meta"):  # draws no random numbers
             network = cls()
-        counters = ".num_batches_tracked"  # of training; older files have none
+        counters = ".num_batches_tracked"  # only training uses them, and older files have none
         shapes = {name: tuple(t.shape) for name, t in network.state_dict().items() if not name.endswith(counters)}
         ignored = rf"fc\.|.*\{counters}$"
         network.load_state_dict(read_tensors(path, shapes, expected=INCEPTION_FILE, ignored=ignored), assign=True)
         return network
 
     def train(self, mode: bool = True) -> InceptionFeatures:
-        """Stays in eval mode whatever is asked, also as a part of something in training."""
+        """Stays in eval mode, also as a submodule of a module in training."""
         return super().train(False)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 2048"]:
-        """The features of each image.
+        """Returns the features of each image.
 
         Args:
-            images: in [0, 1], of any size. Published scores are of images rounded to 8 bits: clamp and round first.
+            images: In [0, 1], of any size. Published scores use images rounded to 8 bits: clamp and round first.
 
         Returns:
-            fp32 outside autocast; not negative.
+            Non-negative features, in fp32 outside autocast.
         """
         resized_BCHW = F.interpolate(images.float(), size=(SIDE, SIDE), mode="bilinear", align_corners=False)
         x_BChw = 2 * resized_BCHW - 1
@@ -192,14 +199,17 @@ class InceptionFeatures(nn.Module):
 
 
 class Moments:
-    """Count, mean and scatter of features, gathered in parts: of batches as they come, and of other workers.
+    """Count, mean and scatter of features, accumulated over batches and merged between workers.
 
-    What is gathered does not depend on the parts but for rounding (Chan et al. 1983). It pickles, as numpy arrays.
+    The result does not depend on the division into batches except for rounding (Chan et al. 1983). It can be pickled.
+
+    Args:
+        width: The width of the features.
 
     Attributes:
-        count: of images.
-        mean_D: their mean, in float64.
-        scatter_DD: the sum of outer products of their deviations from it, in float64.
+        count: The number of images.
+        mean_D: The mean of their features, in float64.
+        scatter_DD: The sum of outer products of deviations from the mean, in float64.
     """
 
     def __init__(self, width: int = FEATURES) -> None:
@@ -208,10 +218,10 @@ class Moments:
         self.scatter_DD = np.zeros((width, width))
 
     def add(self, features_BD: Float[Tensor, "B D"]) -> None:
-        """Counts a batch, which may be empty.
+        """Adds a batch, which may be empty.
 
         Raises:
-            AlitError: the features are of another width, or not finite.
+            AlitError: The features have another width, or are not finite.
         """
         values_BD = features_BD.detach().cpu().double().numpy()
         if not np.isfinite(values_BD).all():
@@ -225,10 +235,10 @@ class Moments:
         self.merge(batch)
 
     def merge(self, other: Moments) -> None:
-        """Counts all that the other has counted.
+        """Adds the images of other moments.
 
         Raises:
-            AlitError: the other is of another width.
+            AlitError: The other moments have another width.
         """
         _require_same_width(self, other)
         if not other.count:
@@ -241,11 +251,11 @@ class Moments:
         self.count = count
 
     @property
-    def covariance_DD(self) -> Float64[np.ndarray, "D D"]:
+    def covariance(self) -> Float64[np.ndarray, "D D"]:
         """The unbiased covariance.
 
         Raises:
-            AlitError: there are fewer than two images.
+            AlitError: There are fewer than two images.
         """
         if self.count < 2:
             raise AlitError(f"a covariance needs at least 2 images, got {self.count}")
@@ -253,28 +263,28 @@ class Moments:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """Squared Fréchet distance of the Gaussians with these moments, which FID is (Heusel et al. 2017, eq. 6).
+    """Returns the squared Fréchet distance of the Gaussians with these moments, the FID (Heusel et al. 2017, eq. 6).
 
-    It also holds for covariances without full rank, as of fewer images than features. But the fewer the images, the
-    larger it is: compare only scores of equally many.
+    Covariances may be rank-deficient, as with fewer images than features. The distance grows as the number of images
+    falls: compare only scores over equally many images.
 
     Returns:
-        At least 0; 0 for equal moments, but for rounding.
+        At least 0; 0 for equal moments, except for rounding.
 
     Raises:
-        AlitError: one of them has fewer than two images, or their widths differ.
+        AlitError: One of them has fewer than two images, or their widths differ.
     """
     _require_same_width(a, b)
-    # With A = P'P and B = Q'Q, the eigenvalues of AB are the squared singular values of PQ'. Their roots are thus had
-    # without a root of small numbers, in which the rounding of a zero eigenvalue would grow from 1e-16 to 1e-8.
-    singular_R = np.linalg.svd(_factor(a.covariance_DD) @ _factor(b.covariance_DD).T, compute_uv=False)
+    # With A = P'P and B = Q'Q, the eigenvalues of AB are the squared singular values of PQ'. This avoids square roots
+    # of small eigenvalues, in which a rounding error of 1e-16 would grow to 1e-8.
+    singular_R = np.linalg.svd(_factor(a.covariance) @ _factor(b.covariance).T, compute_uv=False)
     shift_D = a.mean_D - b.mean_D
-    spread = np.trace(a.covariance_DD) + np.trace(b.covariance_DD) - 2 * singular_R.sum()
+    spread = np.trace(a.covariance) + np.trace(b.covariance) - 2 * singular_R.sum()
     return max(0.0, float(shift_D @ shift_D + spread))
 
 
 def _factor(covariance_DD: Float64[np.ndarray, "D D"]) -> Float64[np.ndarray, "R D"]:
-    """P with P'P the covariance, of as many rows as the covariance has rank."""
+    """Returns P with P'P equal to the covariance, with as many rows as its rank."""
     values_D, vectors_DD = np.linalg.eigh(covariance_DD)
     kept = values_D > values_D.max() * len(values_D) * np.finfo(np.float64).eps
     return np.sqrt(values_D[kept])[:, None] * vectors_DD[:, kept].T
@@ -282,4 +292,4 @@ def _factor(covariance_DD: Float64[np.ndarray, "D D"]) -> Float64[np.ndarray, "R
 
 def _require_same_width(a: Moments, b: Moments) -> None:
     if len(a.mean_D) != len(b.mean_D):
-        raise AlitError(f"moments of {len(a.mean_D)} and of {len(b.mean_D)} features have nothing in common")
+        raise AlitError(f"moments of {len(a.mean_D)} and of {len(b.mean_D)} features cannot be combined")

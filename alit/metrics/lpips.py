@@ -1,6 +1,6 @@
-"""LPIPS with VGG16 (Zhang et al. 2018, arXiv 1801.03924), and the careful reading of published weight files.
+"""LPIPS with VGG16 (Zhang et al. 2018, arXiv 1801.03924), and safe reading of published weight files.
 
-Nothing is downloaded: both networks' files are the caller's to bring. Pickled ones are read without running anything.
+Nothing is downloaded: the caller provides both files. Pickles are read without executing code.
 
 Shapes: B batch, C channels, H W pixels, h w positions of a feature map.
 """
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from alit.errors import ConfigError, WeightsError
 
 CONVOLUTIONS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-"""Widths of VGG16's convolutions, by stage; a pooling stands between stages."""
+"""Widths of VGG16's convolutions, by stage; stages are separated by max pooling."""
 
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
-"""Of the channels of images in [-1, 1]: ImageNet's mean and deviation, rounded as LPIPS v0.1 has them."""
+"""ImageNet's channel means and standard deviations for images in [-1, 1], rounded as in LPIPS v0.1."""
 
 EPSILON = 1e-10
 SMALLEST_SIDE = 2 ** (len(CONVOLUTIONS) - 1)
@@ -34,12 +34,12 @@ HEADS_FILE = "the VGG heads of LPIPS v0.1 (lpips/weights/v0.1/vgg.pth)"
 
 
 class Perceptual(nn.Module):
-    """LPIPS v0.1 with VGG16: a distance between images that follows people's judgement better than pixels do.
+    """LPIPS v0.1 with VGG16, a perceptual distance between images.
 
-    A ruler and no part of what it measures: its parameters are frozen and it stays in eval mode. Hold it where no state
-    dict reaches, such as in a training objective: as an attribute of the trained model it would be saved with it.
+    Its parameters are frozen and it stays in eval mode. It must not be an attribute of the trained model, whose state
+    dict would include it; a training objective holds it.
 
-    `Perceptual()` has random weights, of use for tests only; see `from_files`.
+    `Perceptual()` has random weights, useful for tests only; see `from_files`.
     """
 
     shift_C11: Tensor
@@ -57,10 +57,10 @@ class Perceptual(nn.Module):
                 layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
                 channels = width
             head_after[len(layers) - 1] = stage
-        self.features = nn.Sequential(*layers)  # numbered as torchvision's, hence named so
+        self.features = nn.Sequential(*layers)  # the same names as torchvision's
         self.head_after = head_after
         self.heads = nn.ParameterList(torch.rand(1, widths[-1], 1, 1) for widths in CONVOLUTIONS)
-        # on the CPU even where `from_files` builds on meta: these come from no file
+        # on the CPU even where `from_files` builds on meta, as no file stores them
         self.register_buffer("shift_C11", torch.tensor(SHIFT, device="cpu").view(3, 1, 1), persistent=False)
         self.register_buffer("scale_C11", torch.tensor(SCALE, device="cpu").view(3, 1, 1), persistent=False)
         self.requires_grad_(False)
@@ -71,13 +71,13 @@ class Perceptual(nn.Module):
         """Loads the published weights, as `.pth`, `.pt` or `.safetensors`.
 
         Args:
-            vgg: torchvision's VGG16 state dict; its classifier is not read.
-            heads: the five heads of LPIPS v0.1 for VGG16, `lin0.model.1.weight` to `lin4.model.1.weight`.
+            vgg: Torchvision's VGG16 state dict; its classifier is not read.
+            heads: The five heads of LPIPS v0.1 for VGG16, `lin0.model.1.weight` to `lin4.model.1.weight`.
 
         Raises:
-            WeightsError: a file is missing, damaged, would run code or has another layout, with what and where.
+            WeightsError: A file is missing, damaged, would run code or has another layout; the message names it.
         """
-        with torch.device("meta"):  # draws nothing, so that the global random state stays as it was
+        with torch.device("meta"):  # draws no random numbers
             network = cls()
         shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
         published = {f"heads.{i}": f"lin{i}.model.1.weight" for i in range(len(CONVOLUTIONS))}
@@ -89,29 +89,29 @@ class Perceptual(nn.Module):
         return network
 
     def train(self, mode: bool = True) -> Perceptual:
-        """Stays in eval mode whatever is asked, also as a part of something in training."""
+        """Stays in eval mode, also as a submodule of a module in training."""
         return super().train(False)
 
     def forward(
         self, images: Float[Tensor, "B 3 H W"], reconstructions: Float[Tensor, "B 3 H W"]
     ) -> Float[Tensor, "B"]:
-        """The distance of each pair: 0 for equal images, around 1 at most with the published weights.
+        """Returns the distance of each pair: 0 for equal images, up to about 1 with the published weights.
 
         Args:
-            images: in [0, 1], of at least 16 pixels on each side.
-            reconstructions: likewise; gradients flow to them.
+            images: In [0, 1], at least 16 pixels on each side.
+            reconstructions: Likewise; they receive gradients.
 
         Returns:
-            fp32, also under autocast.
+            One distance per pair, in fp32, also under autocast.
 
         Raises:
-            ConfigError: the images are too small.
+            ConfigError: The images are too small.
         """
         height, width = images.shape[2:]
         if min(height, width) < SMALLEST_SIDE:
             raise ConfigError(
-                f"LPIPS needs images of at least {SMALLEST_SIDE} pixels on each side, for its "
-                f"{len(CONVOLUTIONS) - 1} poolings to leave one; got {height}x{width}"
+                f"LPIPS needs images of at least {SMALLEST_SIDE} pixels on each side, because it halves them "
+                f"{len(CONVOLUTIONS) - 1} times; got {height}x{width}"
             )
         x_BChw, y_BChw = self._scaled(images), self._scaled(reconstructions)
         distance_B = x_BChw.new_zeros(len(images))
@@ -128,7 +128,7 @@ class Perceptual(nn.Module):
 
 
 def _normalized(features_BChw: Tensor) -> Tensor:
-    """Each position's features at length 1, in fp32; zeros stay zeros."""
+    """Normalises each position's features to length 1, in fp32; zeros stay zeros."""
     features_BChw = features_BChw.float()
     return features_BChw / (torch.linalg.vector_norm(features_BChw, dim=1, keepdim=True) + EPSILON)
 
@@ -139,26 +139,26 @@ def _normalized(features_BChw: Tensor) -> Tensor:
 def read_tensors(
     path: Path | str, shapes: Mapping[str, tuple[int, ...]], *, expected: str, ignored: str | None = None
 ) -> dict[str, Tensor]:
-    """Reads the named tensors of a state dict that was published in a file.
+    """Reads named tensors from a published state dict file.
 
     Args:
-        path: what `torch.save` wrote, at any version of it, or a `.safetensors` file. No code in it is run.
-        shapes: of every tensor to read, by name.
-        expected: the file that would be right, for the error's sentence.
-        ignored: a regular expression for the beginning of the names that may be there and are not read.
+        path: A file written by any version of `torch.save`, or a `.safetensors` file. No code in it is executed.
+        shapes: The shape of every tensor to read, by name.
+        expected: A description of the correct file, for error messages.
+        ignored: A regular expression that matches the start of the names to skip.
 
     Returns:
-        Copies in fp32 on the CPU.
+        Copies in fp32 on the CPU, by name.
 
     Raises:
-        WeightsError: the file cannot be read, or a tensor is missing, unknown, of another shape or not finite.
+        WeightsError: The file cannot be read, or a tensor is missing, unknown, of another shape or not finite.
     """
-    found = _load(Path(path), expected)
+    state = _load_state(Path(path), expected)
     tensors = {}
     for name, shape in shapes.items():
-        if name not in found:
+        if name not in state:
             raise WeightsError(f"{str(path)!r} has no tensor {name!r} of the shape {shape}; expected {expected}")
-        tensor = found[name]
+        tensor = state[name]
         if not _is_plain(tensor):
             raise WeightsError(f"{str(path)!r} has no plain floats at {name!r}; expected {expected}")
         if tuple(tensor.shape) != shape:
@@ -166,24 +166,24 @@ def read_tensors(
                 f"{str(path)!r} has a tensor {name!r} of the shape {tuple(tensor.shape)}, not {shape}; "
                 f"expected {expected}"
             )
-        # a copy, or a file that is cut short later would end the process in the middle of a forward
+        # a copy, as reading a mapped file that is truncated later would crash the process
         tensors[name] = tensor.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         if not tensors[name].isfinite().all():
             raise WeightsError(f"{str(path)!r} has NaN or infinity in its tensor {name!r}; download {expected} again")
-    for name in found:
+    for name in state:
         if name not in shapes and not (ignored and re.match(ignored, str(name))):
-            raise WeightsError(f"{str(path)!r} has an entry {name!r}, which is unknown; expected {expected}")
+            raise WeightsError(f"{str(path)!r} has an unknown entry {name!r}; expected {expected}")
     return tensors
 
 
 def _is_plain(value: object) -> bool:
-    """Whether it is a tensor whose numbers are there to be read."""
+    """Returns whether a value is a dense floating-point tensor on the CPU."""
     if not isinstance(value, Tensor):
         return False
     return value.layout == torch.strided and value.device.type == "cpu" and value.is_floating_point()
 
 
-def _load(path: Path, expected: str) -> dict[Any, Any]:
+def _load_state(path: Path, expected: str) -> dict[Any, Any]:
     try:
         with path.open("rb") as file:
             zipped = file.read(2) == b"PK"
@@ -192,7 +192,7 @@ def _load(path: Path, expected: str) -> dict[Any, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        # mapped, tensors that are not used are never read; files from before PyTorch 1.6 have no zip to map
+        # memory-mapped, so that unused tensors are never read; files from before PyTorch 1.6 are not zip files
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a damaged file can make either reader fail in any way
         raise WeightsError(

@@ -18,24 +18,24 @@ SSIM_SIGMA = 1.5
 
 
 def l1(images: Images, reconstructions: Images) -> PerImage:
-    """Mean absolute difference over channels and pixels."""
+    """Returns the mean absolute difference over channels and pixels."""
     return (reconstructions - images).abs().mean(dim=(1, 2, 3))
 
 
 def mse(images: Images, reconstructions: Images) -> PerImage:
-    """Mean squared difference over channels and pixels."""
+    """Returns the mean squared difference over channels and pixels."""
     return (reconstructions - images).square().mean(dim=(1, 2, 3))
 
 
 def psnr(images: Images, reconstructions: Images) -> PerImage:
-    """Peak signal-to-noise ratio in dB for a peak of 1; infinite for equal images."""
+    """Returns the peak signal-to-noise ratio in dB for a peak of 1; infinite for equal images."""
     return -10 * torch.log10(mse(images, reconstructions))
 
 
 def ssim(images: Images, reconstructions: Images) -> PerImage:
-    """Structural similarity (Wang et al. 2004): Gaussian window of 11 pixels, sigma 1.5, mean over channels.
+    """Returns the structural similarity (Wang et al. 2004), the mean over channels.
 
-    The window shrinks to the image's side where that is smaller.
+    The Gaussian window has 11 pixels and a sigma of 1.5; it shrinks to the image's side where that is smaller.
     """
     channels, size = images.shape[1], min(SSIM_WINDOW, *images.shape[2:])
     offsets = torch.arange(size, dtype=torch.float32, device=images.device) - (size - 1) / 2

@@ -1,7 +1,7 @@
-"""The 2D base tokenizers that the latent distillation stands on.
+"""The interface of the 2D base tokenizers, which latent distillation builds on.
 
-A base turns images into a grid of latents and predictions of that grid back into images. `Base` is all that the rest of
-the library knows of it: another base is one more class here and one more config.
+A base tokenizer encodes images as a grid of latents, and decodes predictions of that grid to images. The rest of the
+library depends on `Base` only.
 
 Shapes: B batch, C channels, D latent width, H W pixels, h w base grid, G = h*w base tokens, O prediction width.
 """
@@ -18,23 +18,26 @@ from alit.model.config import CodeMixing
 
 
 class BaseTokens(NamedTuple):
-    """A batch of images as the base sees them."""
+    """A batch of images, encoded by the base tokenizer.
+
+    Attributes:
+        latents_BDhw: The input of the distillation encoder.
+        target_BDhw: The latents of a perfect prediction: quantized for a discrete base, else `latents_BDhw`.
+        ids_BG: Codebook ids in raster order; None for a continuous base.
+    """
 
     latents_BDhw: Tensor
-    """What the distillation encoder reads."""
     target_BDhw: Tensor
-    """What a perfect prediction would decode: the quantized latents of a discrete base, else the latents."""
     ids_BG: Tensor | None
-    """Codebook ids in raster order, or None for a continuous base."""
 
     def take(self, rows: Tensor) -> BaseTokens:
-        """Some of the images."""
+        """Returns the tokens of some images."""
         ids = None if self.ids_BG is None else self.ids_BG[rows]
         return BaseTokens(self.latents_BDhw[rows], self.target_BDhw[rows], ids)
 
     @staticmethod
     def concatenate(parts: Sequence[BaseTokens]) -> BaseTokens:
-        """The images of one or more batches of the same base as one batch."""
+        """Joins one or more batches of the same base."""
         ids = [part.ids_BG for part in parts if part.ids_BG is not None]
         return BaseTokens(
             torch.cat([part.latents_BDhw for part in parts]),
@@ -44,24 +47,24 @@ class BaseTokens(NamedTuple):
 
 
 class Base(Protocol):
-    """What a base tokenizer must offer."""
+    """The interface of a base tokenizer."""
 
     prediction_dim: int
-    """Numbers the distillation decoder predicts per base token: logits over the codebook, or the latent itself."""
+    """The width of a prediction for one base token: logits over the codebook, or the latent itself."""
 
     @property
     def last_layer(self) -> Tensor:
-        """The weight that makes the pixels, where adversarial losses are balanced."""
+        """The weight of the last layer, at which adversarial and reconstruction loss are balanced."""
         ...
 
     def encode(self, images_BCHW: Tensor) -> BaseTokens:
-        """Images in [0, 1] to base tokens."""
+        """Encodes images in [0, 1]."""
         ...
 
     def predicted(self, predictions_BGO: Tensor, mixing: CodeMixing) -> Tensor:
-        """Predictions to base latents [B, D, h, w]."""
+        """Converts predictions to base latents [B, D, h, w]; `mixing` is that of `AlitConfig`."""
         ...
 
     def decode(self, latents_BDhw: Tensor) -> Tensor:
-        """Base latents to unclamped images in [0, 1]."""
+        """Decodes base latents to images in [0, 1], unclamped."""
         ...

@@ -16,36 +16,52 @@ from alit.model.layers import full_precision
 
 
 class Quantized(NamedTuple):
-    """What quantizing one batch of codes gives."""
+    """A batch of quantized codes.
+
+    Attributes:
+        codes_BNC: Unit codebook rows; gradients pass straight through to the unquantized codes.
+        ids_BN: The indices of the rows.
+        loss: Codebook loss plus 0.25 times the commitment loss, a scalar.
+    """
 
     codes_BNC: Tensor
-    """Unit codebook rows; gradients pass straight through to the unquantized codes."""
     ids_BN: Tensor
     loss: Tensor
-    """Codebook loss plus 0.25 times the commitment loss, a scalar."""
 
 
 class LatentCodebook(nn.Module):
-    """Nearest-neighbour quantization on the unit sphere (cosine similarity), always in fp32."""
+    """Nearest-neighbour quantization on the unit sphere (cosine similarity), always in fp32.
+
+    Args:
+        size: The number of codes.
+        dim: The width of a code.
+    """
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size, dim).uniform_(-1 / size, 1 / size))
 
     def rows(self) -> Float[Tensor, "K C"]:
-        """The normalised codebook, the form in which its rows are compared and decoded."""
+        """Returns the normalised codebook, as it is compared and decoded."""
         return F.normalize(self.weight.float(), dim=-1)
 
     def ids(self, codes_BNC: Float[Tensor, "*batch C"]) -> Int[Tensor, "*batch"]:
-        """The nearest row of each code; scaling a code does not change its id, so it need not be normalised."""
+        """Returns the index of each code's nearest row; the scale of a code does not matter."""
         with full_precision(codes_BNC):
             return (codes_BNC.float() @ self.rows().T).argmax(-1)
 
     def lookup(self, ids_BN: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch C"]:
+        """Returns the normalised codebook rows of ids."""
         return F.normalize(F.embedding(ids_BN, self.weight).float(), dim=-1)
 
     def forward(self, codes_BNC: Float[Tensor, "B N C"], strength: float = 1.0) -> Quantized:
-        """Quantizes, with `strength` from 0 (the unit codes pass through) to 1 (codebook rows), for a gentle start."""
+        """Quantizes codes.
+
+        Args:
+            codes_BNC: Codes of any scale.
+            strength: From 0 (the normalised codes pass through) to 1 (codebook rows), to introduce quantization
+                gradually in training.
+        """
         with full_precision(codes_BNC):
             unit_BNC = F.normalize(codes_BNC.float(), dim=-1)
             ids_BN = self.ids(unit_BNC.detach())

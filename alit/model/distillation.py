@@ -1,7 +1,7 @@
 """The recurrent latent-distillation encoder and its decoder (arXiv 2411.02393).
 
 Shapes: B batch, G base tokens, g base tokens along one side, n latents per iteration, N latents so far, S sequence
-(1 class token, G image tokens, N latents, in that order), D width, C code width, O prediction width, P pixels a patch.
+(1 class token, G image tokens, N latents, in that order), D width, C code width, O prediction width.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ def _embedding(*shape: int) -> nn.Parameter:
 
 
 class LatentEncoder(nn.Module):
-    """Distils base tokens into latents, `latents_per_iteration` more with each iteration; all are rewritten each time.
+    """Distils base tokens into latents.
 
-    New latents start from learned embeddings, the same at every iteration but for `iteration_embedding`.
+    Each iteration adds `latents_per_iteration` latents and rewrites all of them. New latents start from learned
+    embeddings, which differ between iterations by `iteration_embedding` only.
     """
 
     def __init__(self, config: AlitConfig) -> None:
@@ -52,28 +53,28 @@ class LatentEncoder(nn.Module):
     def begin(
         self, images_BCHW: Float[Tensor, "B 3 H W"], latents_BDgg: Float[Tensor, "B _ g g"]
     ) -> Float[Tensor, "B S D"]:
-        """The sequence that the first iteration reads."""
+        """Returns the input sequence of the first iteration, from images in [0, 1] and their base latents."""
         tokens_BDgg = torch.cat([latents_BDgg, self.patch_embed(images_BCHW)], dim=1)
         tokens_BGD = F.normalize(rearrange(tokens_BDgg, "b d h w -> b (h w) d"), dim=-1, eps=1e-12)
         image_BSD = torch.cat([self.class_embedding.expand(len(tokens_BGD), 1, -1), tokens_BGD], dim=1)
         return self.norm_pre(self._with_new_latents(image_BSD + self.positions, 0))
 
     def iterate(self, x_BSD: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
-        """One pass of the shared blocks."""
+        """Runs one pass of the shared blocks."""
         for block in self.blocks:
             x_BSD = block(x_BSD)
         return x_BSD
 
     def latents(self, x_BSD: Float[Tensor, "B S D"]) -> Float[Tensor, "B N D"]:
-        """The latents of a sequence, in order of creation."""
+        """Returns the latents of a sequence, in order of creation."""
         return x_BSD[:, 1 + self.image_tokens :]
 
     def codes(self, latents_BND: Float[Tensor, "B N D"]) -> Float[Tensor, "B N C"]:
-        """Latents to factorized codes; not fed back into the rollout."""
+        """Projects latents to factorized codes, which the rollout does not read again."""
         return self.to_code(self.norm_post(latents_BND))
 
     def mask(self, x_BSD: Float[Tensor, "B S D"], halted_BG: Bool[Tensor, "B G"]) -> Float[Tensor, "B S D"]:
-        """Replaces halted image tokens by the mask token at their position."""
+        """Replaces halted image tokens with the mask token at their position."""
         class_B1D, image_BGD, latents_BND = x_BSD.split(
             [1, self.image_tokens, x_BSD.shape[1] - 1 - self.image_tokens], 1
         )
@@ -85,7 +86,11 @@ class LatentEncoder(nn.Module):
         return self.norm_recursive(self._with_new_latents(x_BSD, iteration))
 
     def attention(self, x_BSD: Float[Tensor, "B S D"]) -> tuple[Tensor, Float[Tensor, "B N G"]]:
-        """`iterate`, and the share of attention each latent pays each image token: mean over blocks and heads."""
+        """Runs `iterate` and records the attention of latents to image tokens.
+
+        Returns:
+            The sequence, and each latent's shares of attention, means over blocks and heads, which sum to 1.
+        """
         first = 1 + self.image_tokens
         total: Tensor | None = None
         for block in self.blocks:
@@ -98,7 +103,12 @@ class LatentEncoder(nn.Module):
 
 
 class LatentDecoder(nn.Module):
-    """Predicts every base token from the latent codes alone."""
+    """Predicts every base token from the latent codes alone.
+
+    Args:
+        config: The architecture.
+        prediction_dim: The width of a prediction, see `Base`.
+    """
 
     def __init__(self, config: AlitConfig, prediction_dim: int) -> None:
         super().__init__()
@@ -115,6 +125,7 @@ class LatentDecoder(nn.Module):
         self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, prediction_dim))
 
     def forward(self, codes_BNC: Float[Tensor, "B N C"]) -> Float[Tensor, "B G O"]:
+        """Returns the predictions for all base tokens, in raster order."""
         codes_BND = self.code_embed(codes_BNC) + self.code_positions[: codes_BNC.shape[1]]
         slots_SD = torch.cat([self.class_embedding, self.mask_token.expand(self.image_tokens, -1)]) + self.positions
         x_BSD = self.norm_pre(torch.cat([slots_SD.expand(len(codes_BND), -1, -1), codes_BND], dim=1))
@@ -124,7 +135,7 @@ class LatentDecoder(nn.Module):
 
 
 def initialize(module: nn.Module) -> None:
-    """The published initial values: truncated normal (0.02) weights, zero biases; norms and embeddings keep theirs."""
+    """Initializes linear and convolutional layers in place, as published: truncated normal (0.02), zero biases."""
     for part in _linear_parts(module):
         nn.init.trunc_normal_(part.weight, std=0.02)
         if part.bias is not None:

@@ -1,4 +1,4 @@
-"""The KL base tokenizer: the VAE of the published continuous models.
+"""The KL base tokenizer, the VAE of the published continuous models (Rombach et al. 2022, arXiv 2112.10752).
 
 Shapes: B batch, D base latent width, h w base grid, G base tokens.
 """
@@ -16,10 +16,10 @@ from alit.model.config import CodeMixing, KLConfig
 
 
 class KL(nn.Module):
-    """Latent-diffusion KL autoencoder over diffusers' module, deterministic: the posterior's mean, never a sample.
+    """Latent-diffusion KL autoencoder on diffusers' module; see `Base` for the interface.
 
-    Images stay in [0, 1] on both sides, and predictions are decoded without undoing `latent_scale`: the published
-    models were finetuned to exactly that.
+    It is deterministic: base tokens are the posterior's mean, never a sample. Input and output images are in [0, 1],
+    and predictions are decoded without undoing `latent_scale`, as in the finetuning of the published models.
     """
 
     def __init__(self, config: KLConfig) -> None:
@@ -41,19 +41,23 @@ class KL(nn.Module):
 
     @property
     def last_layer(self) -> Tensor:
+        """See `Base`."""
         return self.autoencoder.decoder.conv_out.weight
 
     def posterior(self, images_BCHW: Float[Tensor, "B 3 H W"]) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of the latents, unscaled, [B, D, h, w] each; for training."""
-        found = self.autoencoder.encode(images_BCHW).latent_dist
-        return found.mean, found.logvar
+        """Returns mean and log variance of the latents, unscaled, [B, D, h, w] each; for training."""
+        distribution = self.autoencoder.encode(images_BCHW).latent_dist
+        return distribution.mean, distribution.logvar
 
     def encode(self, images_BCHW: Float[Tensor, "B 3 H W"]) -> BaseTokens:
+        """See `Base`."""
         latents = self.autoencoder.encode(images_BCHW).latent_dist.mean * self.latent_scale
         return BaseTokens(latents, latents, None)
 
     def predicted(self, predictions_BGO: Float[Tensor, "B G O"], mixing: CodeMixing) -> Tensor:
+        """See `Base`; `mixing` has no effect."""
         return rearrange(predictions_BGO, "b (h w) d -> b d h w", h=round(predictions_BGO.shape[1] ** 0.5))
 
     def decode(self, latents_BDhw: Tensor) -> Tensor:
+        """See `Base`."""
         return self.autoencoder.decode(latents_BDhw).sample

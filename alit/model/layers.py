@@ -16,12 +16,17 @@ from torch.utils.checkpoint import checkpoint
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
-    """A context without autocast on x's device: choosing the nearest of many codes needs all the digits."""
+    """Returns a context without autocast on the device of `x`: the nearest of many codes must be found in fp32."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 class Attention(nn.Module):
-    """Full multi-head self-attention with one fused projection, q, k and v stacked in that order."""
+    """Full multi-head self-attention with one fused projection, q, k and v stacked in that order.
+
+    Args:
+        width: The width of the sequence.
+        heads: The number of heads.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -34,9 +39,10 @@ class Attention(nn.Module):
         return q, k, v
 
     def forward(self, x_BSD: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
+        """Returns the attention's output, without the residual."""
         q, k, v = self._heads(x_BSD)
         if x_BSD.device.type == "cpu" and q.dtype == torch.bfloat16:
-            # the CPU's fused kernel takes five times as long in bf16 on its way back as in fp32
+            # in the backward pass, the CPU's fused kernel takes five times as long in bf16 as in fp32
             with torch.autocast("cpu", enabled=False):
                 mixed = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
         else:
@@ -44,13 +50,18 @@ class Attention(nn.Module):
         return self.out(rearrange(mixed, "b h s d -> b s (h d)"))
 
     def weights(self, x_BSD: Float[Tensor, "B S D"]) -> Float[Tensor, "B H S S"]:
-        """The attention probabilities that `forward` uses without showing; rows sum to 1."""
+        """Returns the attention probabilities that `forward` uses internally; rows sum to 1."""
         q, k, _ = self._heads(x_BSD)
         return torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1)
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: attention, then a GELU MLP of four times the width."""
+    """Pre-norm transformer block: attention, then a GELU MLP of four times the width.
+
+    Args:
+        width: The width of the sequence.
+        heads: The number of attention heads.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -59,9 +70,10 @@ class Block(nn.Module):
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.recompute = False
-        """Whether training keeps the block's input alone, and computes the rest once more on the way back."""
+        """Activation checkpointing: keep only the block's input, and recompute the rest in the backward pass."""
 
     def forward(self, x_BSD: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
+        """Returns the block's output."""
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(self._forward, x_BSD, use_reentrant=False)
         return self._forward(x_BSD)

@@ -1,4 +1,4 @@
-"""The VQGAN base tokenizer.
+"""The VQGAN base tokenizer (Esser et al. 2021, arXiv 2012.09841; in the form of MaskGIT, arXiv 2202.04200).
 
 Shapes: B batch, D base latent width, h w base grid, G base tokens, V codes.
 """
@@ -23,7 +23,14 @@ def _norm(groups: int, channels: int) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised 3x3 convolutions and a skip; a 1x1 shortcut where the width changes."""
+    """Two normalised 3x3 convolutions and a skip connection, with a 1x1 shortcut where the width changes.
+
+    Args:
+        in_channels: The width of the input.
+        out_channels: The width of the output.
+        groups: The number of groups of the group norms.
+        published_shortcut: See `VQGANConfig`.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, *, groups: int, published_shortcut: bool) -> None:
         super().__init__()
@@ -38,6 +45,7 @@ class ResidualBlock(nn.Module):
             self.shortcut = nn.Conv2d(shortcut_in, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps [B, in_channels, H, W] to [B, out_channels, H, W]."""
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
         if self.shortcut is None:
@@ -52,6 +60,8 @@ def _blocks(in_channels: int, out_channels: int, config: VQGANConfig, count: int
 
 
 class VQGANEncoder(nn.Module):
+    """The convolutional encoder: residual blocks, with 2x2 average pooling between levels."""
+
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
         channels = config.channels
@@ -63,6 +73,7 @@ class VQGANEncoder(nn.Module):
         self.conv_out = nn.Conv2d(channels[-1], config.latent_dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Encodes images [B, 3, H, W] as latents [B, D, h, w]."""
         x = self.conv_in(x)
         for i, level in enumerate(self.levels):
             x = level(F.avg_pool2d(x, 2) if i else x)
@@ -70,6 +81,8 @@ class VQGANEncoder(nn.Module):
 
 
 class VQGANDecoder(nn.Module):
+    """The convolutional decoder: residual blocks, with nearest-neighbour upsampling between levels."""
+
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
         coarse_first = config.channels[::-1]
@@ -82,6 +95,7 @@ class VQGANDecoder(nn.Module):
         self.conv_out = nn.Conv2d(coarse_first[-1], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Decodes latents [B, D, h, w] to images [B, 3, H, W]."""
         x = self.mid(self.conv_in(x))
         for i, level in enumerate(self.levels):
             x = level(x)
@@ -91,7 +105,7 @@ class VQGANDecoder(nn.Module):
 
 
 class VQGAN(nn.Module):
-    """MaskGIT-style VQGAN: convolutions only, nearest code by Euclidean distance."""
+    """MaskGIT-style VQGAN: convolutions only, nearest code by Euclidean distance; see `Base` for the interface."""
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
@@ -102,10 +116,11 @@ class VQGAN(nn.Module):
 
     @property
     def last_layer(self) -> Tensor:
+        """See `Base`."""
         return self.decoder.conv_out.weight
 
     def nearest(self, latents_BDhw: Float[Tensor, "B D h w"]) -> Tensor:
-        """The nearest codebook row of each latent, as ids [B, G] in raster order; in fp32."""
+        """Returns the id of each latent's nearest codebook row, [B, G] in raster order; computed in fp32."""
         with full_precision(latents_BDhw):
             flat = rearrange(latents_BDhw, "b d h w -> b (h w) d").float()
             rows = self.codebook.weight.float()
@@ -113,14 +128,17 @@ class VQGAN(nn.Module):
             return (rows.square().sum(-1) - 2 * flat @ rows.T).argmin(-1)
 
     def lookup(self, ids_BG: Tensor, height: int) -> Tensor:
+        """Returns the codebook rows of ids as a grid of `height` rows, [B, D, h, w]."""
         return rearrange(self.codebook(ids_BG), "b (h w) d -> b d h w", h=height)
 
     def encode(self, images_BCHW: Float[Tensor, "B 3 H W"]) -> BaseTokens:
+        """See `Base`."""
         latents = self.encoder(images_BCHW)
         ids = self.nearest(latents)
         return BaseTokens(latents, self.lookup(ids, latents.shape[2]), ids)
 
     def predicted(self, predictions_BGO: Float[Tensor, "B G O"], mixing: CodeMixing) -> Tensor:
+        """See `Base`."""
         height = round(predictions_BGO.shape[1] ** 0.5)
         if mixing == "hard":
             return self.lookup(predictions_BGO.argmax(-1), height)
@@ -128,4 +146,5 @@ class VQGAN(nn.Module):
         return rearrange(soft, "b (h w) d -> b d h w", h=height)
 
     def decode(self, latents_BDhw: Tensor) -> Tensor:
+        """See `Base`."""
         return self.decoder(latents_BDhw)

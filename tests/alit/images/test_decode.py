@@ -627,7 +627,7 @@ def test_an_image_error_survives_pickling():
 def test_limits_and_sizes_out_of_range_are_refused_with_the_value():
     with pytest.raises(ValueError, match="max_bytes must be at least 1, got 0"):
         Limits(max_bytes=0)
-    with pytest.raises(ValueError, match=rf"max_pixels must be in 1\.\.{2 * PILLOW_WARNS_ABOVE}, got 400000000"):
+    with pytest.raises(ValueError, match=rf"max_pixels must be between 1 and {2 * PILLOW_WARNS_ABOVE}, got 400000000"):
         Limits(max_pixels=400_000_000)
     with pytest.raises(ValueError, match="size must be at least 1, got 0"):
         decode_image(SMALL_FILES["png"], 0)

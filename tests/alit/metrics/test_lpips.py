@@ -236,7 +236,7 @@ VGG_FAULTS = {
         torch.zeros(64, 1, 3, 3),
         r"'features.0.weight' of the shape \(64, 1, 3, 3\), not \(64, 3, 3, 3\)",
     ),
-    "deeper": ("features.30.weight", torch.zeros(512, 512, 3, 3), "entry 'features.30.weight', which is unknown"),
+    "deeper": ("features.30.weight", torch.zeros(512, 512, 3, 3), "unknown entry 'features.30.weight'"),
 }
 HEADS_FAULTS = {
     "missing": ("lin4.model.1.weight", None, r"no tensor 'lin4.model.1.weight' of the shape \(1, 512, 1, 1\)"),
@@ -245,7 +245,7 @@ HEADS_FAULTS = {
         torch.zeros(1, 192, 1, 1),
         r"'lin1.model.1.weight' of the shape \(1, 192, 1, 1\), not \(1, 128, 1, 1\)",
     ),
-    "surprise": ("lin5.model.1.weight", torch.zeros(1, 512, 1, 1), "entry 'lin5.model.1.weight', which is unknown"),
+    "surprise": ("lin5.model.1.weight", torch.zeros(1, 512, 1, 1), "unknown entry 'lin5.model.1.weight'"),
     "broken": ("lin0.model.1.weight", torch.full((1, 64, 1, 1), torch.nan), "NaN or infinity .*'lin0.model.1.weight'"),
     "integers": ("lin0.model.1.weight", torch.zeros(1, 64, 1, 1, dtype=torch.long), "no plain floats"),
     "sparse": ("lin0.model.1.weight", torch.zeros(1, 64, 1, 1).to_sparse(), "no plain floats"),
