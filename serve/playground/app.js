@@ -1,14 +1,15 @@
-// The playground: sends one picture to the server, and explores the answer. Every length comes with it, so that
-// sliding, criteria and thresholds are computed here.
+// The playground: sends an image to the server and explores the response. The response contains every length, so that
+// the page itself can apply lengths, criteria and thresholds.
 
 const $ = (id) => document.getElementById(id);
 
-// range: what the server takes; slide: what the slider offers, and its step; threshold: where exploring begins
+// range: thresholds that the server accepts; slide: minimum, maximum and step of the slider; threshold: the initial
+// value; up: higher is better
 const MEASURES = {
-  l1: { name: "L1", says: "mean absolute error", range: [0, 1], slide: [0, 0.2, 0.001], threshold: 0.08 },
-  mse: { name: "MSE", says: "mean squared error", range: [0, 1], slide: [0, 0.05, 0.0005], threshold: 0.015 },
-  psnr: { name: "PSNR", says: "signal to noise, dB", range: [0, 100], slide: [8, 40, 0.1], threshold: 18, up: true },
-  ssim: { name: "SSIM", says: "structural similarity", range: [-1, 1], slide: [0, 1, 0.01], threshold: 0.5, up: true },
+  l1: { name: "L1", label: "mean absolute error", range: [0, 1], slide: [0, 0.2, 0.001], threshold: 0.08 },
+  mse: { name: "MSE", label: "mean squared error", range: [0, 1], slide: [0, 0.05, 0.0005], threshold: 0.015 },
+  psnr: { name: "PSNR", label: "signal-to-noise ratio, dB", range: [0, 100], slide: [8, 40, 0.1], threshold: 18, up: true },
+  ssim: { name: "SSIM", label: "structural similarity", range: [-1, 1], slide: [0, 1, 0.01], threshold: 0.5, up: true },
 };
 const RETURN = ["ids", "trace", "every_length", "attention"];
 const HEAT = [255, 122, 41];
@@ -16,27 +17,27 @@ const HEAT = [255, 122, 41];
 const state = {
   models: [],
   key: "", // in memory only
-  file: null, // the last one given, for another try
-  name: "", // of the file that the answer is about
-  asked: "", // the criterion that the answer was asked for
+  file: null, // the most recent one, for retries
+  name: "", // of the file in the answer
+  asked: "", // the criterion of the request
   answer: null,
   measure: "l1",
   thresholds: Object.fromEntries(Object.entries(MEASURES).map(([name, { threshold }]) => [name, threshold])),
-  shown: 0, // index of the length on show
+  shown: 0, // index of the displayed length
   token: 0,
   retry: null,
   request: new AbortController(),
 };
 
-/** What the server says of the model that is selected, or of another one. */
+/** Returns the server's description of a model, by default of the selected one. */
 const model = (wanted = $("model").value) => state.models.find(({ name }) => name === wanted);
 const result = () => state.answer.results[0];
 const lengths = () => result().every_length;
 const criterion = () => `${state.measure}:${state.thresholds[state.measure]}`;
 
-// ------------------------------------------------------------------------------------------ talking to the server
+// ------------------------------------------------------------------------------------------ requests
 
-/** What went wrong, as a sentence for the person at the page. */
+/** An error, with a message for the user. */
 class Problem extends Error {
   constructor(message, { status = 0, transient = false } = {}) {
     super(sentence(message));
@@ -53,7 +54,7 @@ async function ask(path, signal, body) {
   const send = { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal };
   const response = await fetch(path, send).catch((error) => {
     if (error.name === "AbortError") throw error;
-    throw new Problem("the server cannot be reached, or broke off the connection", { transient: true });
+    throw new Problem("the server cannot be reached, or closed the connection", { transient: true });
   });
   const answer = await response.json().catch((error) => {
     if (error.name === "AbortError") throw error;
@@ -63,37 +64,37 @@ async function ask(path, signal, body) {
   const { status } = response;
   const wait = response.headers.get("Retry-After");
   const when = wait === null ? "" : Number(wait) ? ` Try again in ${wait} seconds.` : " Try again later.";
-  const refusal = answer.detail || answer.title || `the server answered ${status}`;
-  const what = response.ok ? "the server's answer cannot be read" : refusal;
+  const refusal = answer.detail || answer.title || `the server responded with status ${status}`;
+  const what = response.ok ? "the server's response cannot be read" : refusal;
   throw new Problem(sentence(what) + when, { status, transient: status === 429 || status >= 500 });
 }
 
-/** Runs one exchange with the server, the last one asked for; its failure is told, and the page goes on. */
-async function attempt(saying, exchange) {
+/** Runs an exchange with the server, cancels the previous one, and shows a failure to the user. */
+async function attempt(message, exchange) {
   state.request.abort();
   const request = (state.request = new AbortController());
-  state.retry = () => attempt(saying, exchange);
-  tell(saying);
+  state.retry = () => attempt(message, exchange);
+  showStatus(message);
   document.body.classList.add("busy");
   try {
     await exchange(request.signal);
     state.retry = null;
   } catch (error) {
-    if (request.signal.aborted) return; // another exchange has taken over
+    if (request.signal.aborted) return; // cancelled by a newer exchange
     const problem = error instanceof Problem ? error : new Problem(`this page failed: ${error.message}`);
-    complain(problem);
+    showError(problem);
   }
   if (state.request === request) document.body.classList.remove("busy");
 }
 
-function tell(message) {
+function showStatus(message) {
   $("status").textContent = message;
   $("alert").replaceChildren();
   $("retry").hidden = true;
 }
 
-function complain({ message, status, transient }) {
-  tell("");
+function showError({ message, status, transient }) {
+  showStatus("");
   $("alert").textContent = message;
   $("retry").hidden = !transient;
   if (status === 401) {
@@ -102,31 +103,31 @@ function complain({ message, status, transient }) {
   }
 }
 
-const loadModels = () => attempt("Asking for the models…", async (signal) => {
+const loadModels = () => attempt("Loading the list of models…", async (signal) => {
   const { models, default: first } = await ask("v1/models", signal);
   state.models = models;
   $("model").replaceChildren(...models.map(({ name }) => new Option(name, name, name === first, name === first)));
-  begin();
-  tell("");
-  if (state.file) give(state.file);
+  selectDefaultCriterion();
+  showStatus("");
+  if (state.file) encodeFile(state.file);
 });
 
-/** Starts from the model's own criterion, where it is one that the page can follow. */
-function begin() {
+/** Selects the model's default criterion, if the page supports it. */
+function selectDefaultCriterion() {
   const [name, value] = model().default_criterion.split(":");
   if (!MEASURES[name]) return;
   state.measure = name;
   state.thresholds[name] = Number(value);
 }
 
-function give(file) {
+function encodeFile(file) {
   state.file = file;
-  if (!state.models.length) return loadModels(); // it comes back here
+  if (!state.models.length) return loadModels(); // which calls this function again
   attempt(`Encoding ${file.name}…`, async (signal) => {
-    if (!/^(image\/|$)/.test(file.type)) throw new Problem(`“${file.name}” is not a picture (${file.type})`);
+    if (!/^(image\/|$)/.test(file.type)) throw new Problem(`“${file.name}” is not an image (${file.type})`);
     const asked = criterion();
     const images = [{ data: await base64(file) }];
-    signal.throwIfAborted(); // a newer picture was given while this one was read
+    signal.throwIfAborted(); // a newer image was chosen while this one was read
     const answer = await ask("v1/encode", signal, { model: model().name, images, criterion: asked, return: RETURN });
     const { error } = answer.results[0];
     if (error) throw new Problem(`“${file.name}”: ${error.detail || error.title}`, error);
@@ -146,7 +147,7 @@ function base64(file) {
 
 // ------------------------------------------------------------------------------------------ choosing a length
 
-/** The first length whose measure reaches the threshold, else the longest; compared in fp32, as the server does. */
+/** Returns the first length that reaches the threshold, else the longest; compares in fp32, as the server does. */
 function choose(measure) {
   const threshold = Math.fround(state.thresholds[measure]);
   const reaches = (value) => value !== null && (MEASURES[measure].up ? value >= threshold : value <= threshold);
@@ -169,15 +170,15 @@ function showAnswer() {
   const size = model(state.answer.model).image_size;
   $("results").hidden = false;
   $("results").classList.toggle("coarse", size <= 128);
-  for (const id of ["photograph", "attended"]) $(id).src = png(input);
-  $("photograph").alt = `${name}, as the model sees it`;
-  $("attended").alt = `${name}, in grey`;
+  for (const id of ["original", "attended"]) $(id).src = png(input);
+  $("original").alt = `${name}, as the model sees it`;
+  $("attended").alt = `${name}, in gray`;
   const sides = (x, y) => `${x}\u00a0×\u00a0${y}`;
-  caption("photograph-caption", "Photograph", `${name}, ${sides(width, height)}; the model sees ${sides(size, size)}`);
+  caption("original-caption", "Original", `${name}, ${sides(width, height)}; the model sees ${sides(size, size)}`);
   $("length").max = lengths().length - 1;
   $("asked").textContent = state.asked;
   $("footer").textContent = `Model ${state.answer.model}, fingerprint ${state.answer.fingerprint}`;
-  tell(`${name} is encoded.`);
+  showStatus(`${name} is encoded.`);
   showChoice();
 }
 
@@ -191,7 +192,7 @@ const make = (tag, properties = {}, ...children) => {
   return element;
 };
 
-/** Everything that hangs on criterion and threshold; the length on show follows the choice. */
+/** Updates everything that depends on the criterion and its threshold, and displays the chosen length. */
 function showChoice() {
   for (const measure of Object.keys(MEASURES)) {
     const { index, satisfied } = choose(measure);
@@ -243,7 +244,7 @@ function showTable(chosen) {
   $("table-body").replaceChildren(...rows);
 }
 
-/** Everything that hangs on the length on show. */
+/** Updates everything that depends on the displayed length. */
 function showLength(index) {
   state.shown = index;
   const length = lengths()[index];
@@ -256,7 +257,7 @@ function showLength(index) {
     return make("span", { textContent: num_tokens, className });
   }));
   $("reconstruction").src = png(length.reconstruction);
-  $("reconstruction").alt = `${state.name}, drawn from ${tokens}`;
+  $("reconstruction").alt = `${state.name}, reconstructed from ${tokens}`;
   const score = `${MEASURES[state.measure].name} ${format(state.measure, length[state.measure])}`;
   caption("reconstruction-caption", `From ${tokens}`, `${bytes(length.num_tokens)} bytes, ${score}`);
   $("ids").textContent = JSON.stringify(length.ids).replaceAll(",", ", ");
@@ -274,7 +275,7 @@ function svg(name, attributes, textContent = "") {
   return element;
 }
 
-/** At most six round numbers from low to high. */
+/** Returns at most six round numbers from low to high. */
 function ticks(low, high) {
   const rough = (high - low) / 5;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -286,7 +287,7 @@ function ticks(low, high) {
 
 function drawCurve() {
   const { measure } = state;
-  const { name, says, up = false } = MEASURES[measure];
+  const { name, label, up = false } = MEASURES[measure];
   const { index: chosen, satisfied } = choose(measure);
   const limit = state.thresholds[measure];
   const all = lengths().map((length, i) => ({ i, tokens: length.num_tokens, value: length[measure] }));
@@ -295,18 +296,18 @@ function drawCurve() {
   const [width, height, left, right, top, bottom] = [$("curve").clientWidth || 480, 300, 46, 12, 26, 44];
   const [inner, plot] = [width - left - right, height - top - bottom];
   const values = [...points.map(({ value }) => value), limit];
-  const [least, most] = [Math.min(...values), Math.max(...values)];
-  const margin = (most - least) * 0.12 || Math.abs(limit) * 0.1 || 1;
-  const [low, high] = [least - margin, most + margin];
+  const [smallest, largest] = [Math.min(...values), Math.max(...values)];
+  const margin = (largest - smallest) * 0.12 || Math.abs(limit) * 0.1 || 1;
+  const [low, high] = [smallest - margin, largest + margin];
   const [first, span] = [all[0].tokens, all.at(-1).tokens - all[0].tokens];
   const x = (tokens) => left + inner * (0.06 + 0.88 * (span ? (tokens - first) / span : 0.5));
   const y = (value) => top + plot * (1 - (value - low) / (high - low));
 
-  const told = points.map(({ tokens, value }) => `${tokens} tokens: ${format(measure, value)}`).join("; ");
+  const summary = points.map(({ tokens, value }) => `${tokens} tokens: ${format(measure, value)}`).join("; ");
   const [begin, tall] = up ? [top, y(limit) - top] : [y(limit), top + plot - y(limit)];
   const parts = [
-    svg("title", { id: "curve-name" }, `${name} (${says}) over tokens`),
-    svg("desc", { id: "curve-text" }, `${told}. Threshold ${limit}. Chosen: ${all[chosen].tokens} tokens.`),
+    svg("title", { id: "curve-name" }, `${name} (${label}) over tokens`),
+    svg("desc", { id: "curve-text" }, `${summary}. Threshold ${limit}. Chosen: ${all[chosen].tokens} tokens.`),
     svg("rect", { class: "reached", x: left, y: begin, width: inner, height: tall }),
   ];
   for (const tick of ticks(low, high)) {
@@ -317,7 +318,7 @@ function drawCurve() {
   for (const { tokens } of all) {
     parts.push(svg("text", { x: x(tokens), y: top + plot + 20, "text-anchor": "middle" }, tokens));
   }
-  // the threshold's label stands where the curve is not: beside it, or behind it once it has crossed
+  // places the threshold's label away from the curve: to its left, or to its right once it has crossed the threshold
   const behind = satisfied && x(all[chosen].tokens) < left + inner / 2;
   const side = behind ? { x: width - right - 6, "text-anchor": "end" } : { x: left + 6 };
   parts.push(
@@ -336,14 +337,14 @@ function drawCurve() {
     parts.push(svg("circle", { class: "dot", cx, cy, r: 3.5 }));
   }
   parts.push(svg("text", { x: left + inner / 2, y: height - 4, "text-anchor": "middle" }, "tokens"));
-  parts.push(svg("text", { x: 0, y: 12 }, `${name}, ${says}`));
+  parts.push(svg("text", { x: 0, y: 12 }, `${name}, ${label}`));
   $("curve").setAttribute("height", height);
   $("curve").replaceChildren(...parts);
 }
 
 // ------------------------------------------------------------------------------------------ attention
 
-/** The attention maps of the length on show: for each token the roots of `grid` × `grid` weights, scaled to 0..1. */
+/** Returns the attention map of every token at the displayed length: the roots of `grid` × `grid` weights in 0..1. */
 function maps() {
   const { grid, maps: data } = result().attention[state.shown];
   const weights = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
@@ -376,21 +377,21 @@ function showToken(token) {
   state.token = token;
   const { ids } = lengths()[state.shown];
   const map = maps()[token];
-  const told = `id ${ids[token]}, looks most at the ${where(map)}`;
-  paint($("heat"), map).ariaLabel = `Token ${token + 1} ${told}`;
-  caption("token-caption", `Token ${token + 1} of ${ids.length}`, told);
+  const description = `id ${ids[token]}, attends most to the ${where(map)}`;
+  paint($("heat"), map).ariaLabel = `Token ${token + 1} ${description}`;
+  caption("token-caption", `Token ${token + 1} of ${ids.length}`, description);
   $("token").value = token;
-  $("token").setAttribute("aria-valuetext", `${token + 1} of ${ids.length}, ${told}`);
+  $("token").setAttribute("aria-valuetext", `${token + 1} of ${ids.length}, ${description}`);
   for (const [i, option] of [...$("tokens").children].entries()) option.ariaSelected = i === token;
   $("tokens").setAttribute("aria-activedescendant", `token-${token}`);
 }
 
-/** In words, the place of a map's brightest point. */
+/** Describes the position of a map's maximum in words. */
 function where({ grid, weights }) {
   const peak = weights.indexOf(Math.max(...weights));
   const third = (place) => Math.floor(((place + 0.5) / grid) * 3);
   const row = ["top", "middle", "bottom"][third(Math.floor(peak / grid))];
-  return `${row} ${["left", "centre", "right"][third(peak % grid)]}`;
+  return `${row} ${["left", "center", "right"][third(peak % grid)]}`;
 }
 
 function moveToken(event) {
@@ -404,9 +405,9 @@ function moveToken(event) {
   showToken(Math.min(Math.max(to, 0), last));
 }
 
-// ------------------------------------------------------------------------------------------ taking it along
+// ------------------------------------------------------------------------------------------ export
 
-/** The request of this page as a shell command: printf, being built in, takes an image of any size. */
+/** Returns the page's request as a shell command; printf, as a shell builtin, accepts an image of any size. */
 function curl() {
   const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
   const body = { model: state.answer.model, criterion: criterion(), return: RETURN, images: [{ data: "\0" }] };
@@ -426,11 +427,11 @@ function confirm(id, message) {
 
 async function copy(name) {
   try {
-    await navigator.clipboard.writeText($(name).textContent); // absent where the page came over plain HTTP
+    await navigator.clipboard.writeText($(name).textContent); // undefined on pages loaded over plain HTTP
     confirm(`copied-${name}`, "Copied");
   } catch {
     getSelection().selectAllChildren($(name));
-    confirm(`copied-${name}`, "Selected: press Ctrl+C or ⌘C");
+    confirm(`copied-${name}`, "Selected: press Ctrl+C or ⌘C to copy");
   }
 }
 
@@ -442,7 +443,7 @@ function download() {
   confirm("downloaded", "Downloaded");
 }
 
-// ------------------------------------------------------------------------------------------ samples
+// ------------------------------------------------------------------------------------------ examples
 
 const SAMPLES = [
   ["gradient", "Gradient", "simple", (context, size) => {
@@ -460,8 +461,8 @@ const SAMPLES = [
       "#e9b44c": "M.5 .92H.92L.71 .52",
     };
     context.scale(size, size);
-    for (const [colour, path] of Object.entries(shapes)) {
-      context.fillStyle = colour;
+    for (const [color, path] of Object.entries(shapes)) {
+      context.fillStyle = color;
       context.fill(new Path2D(path));
     }
   }],
@@ -481,7 +482,7 @@ function drawSamples() {
     draw(canvas.getContext("2d"), 256);
     const words = [make("b", { textContent: name }), make("span", { textContent: kind })];
     const button = make("button", { id: `sample-${id}` }, canvas, ...words);
-    button.onclick = () => canvas.toBlob((blob) => give(new File([blob], `${id}.png`, { type: blob.type })));
+    button.onclick = () => canvas.toBlob((blob) => encodeFile(new File([blob], `${id}.png`, { type: blob.type })));
     $("samples").append(button);
   }
 }
@@ -489,27 +490,27 @@ function drawSamples() {
 // ------------------------------------------------------------------------------------------ the page
 
 function drawCriteria() {
-  for (const [measure, { name, says }] of Object.entries(MEASURES)) {
+  for (const [measure, { name, label }] of Object.entries(MEASURES)) {
     const onchange = () => {
       state.measure = measure;
       showChoice();
     };
     const radio = make("input", { type: "radio", name: "criterion", id: `criterion-${measure}`, onchange });
     const limit = make("span", { id: `limit-${measure}` });
-    const meaning = make("span", { textContent: says });
-    const words = make("div", {}, make("b", { textContent: name }), " ", limit, make("br"), meaning);
+    const meaning = make("span", { textContent: label });
+    const text = make("div", {}, make("b", { textContent: name }), " ", limit, make("br"), meaning);
     const tokens = make("span", { id: `chosen-${measure}`, className: "tokens" });
-    $("criteria").append(make("label", { className: "criterion" }, radio, words, tokens));
+    $("criteria").append(make("label", { className: "criterion" }, radio, text, tokens));
   }
 }
 
 function listen() {
-  const given = (files) => files.length && give(files[0]);
+  const encodeFirst = (files) => files.length && encodeFile(files[0]);
   $("file").onchange = () => {
-    given($("file").files);
+    encodeFirst($("file").files);
     $("file").value = ""; // so that the same file can be chosen again
   };
-  document.onpaste = (event) => given(event.clipboardData.files);
+  document.onpaste = (event) => encodeFirst(event.clipboardData.files);
   document.ondragover = (event) => {
     event.preventDefault();
     document.body.classList.add("dragging");
@@ -518,11 +519,11 @@ function listen() {
   document.ondrop = (event) => {
     event.preventDefault();
     document.body.classList.remove("dragging");
-    given(event.dataTransfer.files);
+    encodeFirst(event.dataTransfer.files);
   };
   $("model").onchange = () => {
-    begin();
-    if (state.file) give(state.file);
+    selectDefaultCriterion();
+    if (state.file) encodeFile(state.file);
   };
   $("key-form").onsubmit = (event) => {
     event.preventDefault();
