@@ -19,8 +19,7 @@ from jobs.convert import convert
 from jobs.dataset.command import verify
 from jobs.evaluation.command import evaluate
 from jobs.gallery.command import show
-from jobs.submission.command import submit
-from jobs.submission.options import SubmitOptions
+from jobs.submission.command import run_submit, submit
 from jobs.tokenization.command import plan, tokenize
 from jobs.training.command import train, train_commands
 
@@ -65,21 +64,6 @@ def demo(folder: Positional[Annotated[str, arg(metavar="[FOLDER]")]] = "demo", /
     run(Path(folder), Console(stderr=True))
 
 
-def _submit(arguments: list[str]) -> None:
-    """`alit submit [OPTIONS] COMMAND …`: the command's own options are the job's."""
-    names = [name for name in COMMANDS if name not in ("submit", "serve", "demo")]
-    at = next((i for i, word in enumerate(arguments) if word in names or word == "--"), len(arguments))
-    own, command = arguments[:at], [word for word in arguments[at : at + 1] if word != "--"] + arguments[at + 1 :]
-    if not command:
-        tyro.cli(submit, args=own, prog="alit submit")
-        return
-    if command[0] not in names:
-        raise AlitError(f"submit takes one of {', '.join(names)}, got {command[0]!r}")
-    from jobs.submission import client
-
-    sys.exit(client.submit(command, tyro.cli(SubmitOptions, args=own, prog="alit submit")))
-
-
 COMMANDS: dict[str, Callable[..., Any]] = {
     "tokenize": tokenize,
     "verify": verify,
@@ -95,6 +79,10 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 
+NOT_SUBMITTED = ("submit", "serve", "demo")
+"""Commands that run on this machine only."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command; what a person can put right is one sentence on stderr and exit code 2."""
     importlib.import_module("serve")  # ours, before a folder of this name in the working folder could be taken for it
@@ -102,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if arguments[:1] == ["submit"]:
-            _submit(arguments[1:])
+            run_submit(arguments[1:], [name for name in COMMANDS if name not in NOT_SUBMITTED])
             return
         if arguments[:1] == ["train"]:
             tyro.extras.subcommand_cli_from_dict(

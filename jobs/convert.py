@@ -18,19 +18,21 @@ def convert(
     halting: Literal["off", "deterministic", "sampled"] = "off",
     halting_threshold: float = 0.55,
 ) -> None:
-    """Turn a published ALIT checkpoint (.pth) into a weights folder. Nothing in it but tensors is unpickled.
+    """Convert a published ALIT checkpoint (.pth) to a weights folder. Only tensors are unpickled.
 
     Example: alit convert alit_vqgan_small_quantized_latent.pth weights/small
 
     Args:
         checkpoint: One of the released files.
         folder: The weights folder to write.
-        heads: Attention heads, where the widths are none of the published ones.
-        stage: 1 for latent distillation, 2 for full finetuning; told from the file when not given.
+        heads: Number of attention heads; required if the widths are not those of a released model.
+        stage: 1 for latent distillation, 2 for full finetuning; detected from the file by default.
         halting: The dynamic halting mask at inference.
-        halting_threshold: The probability from which a base token is halted.
+        halting_threshold: Probability at or above which a base token is halted.
     """
-    from alit.official import convert as run
+    from alit.official import convert as convert_checkpoint
 
-    mark = run(checkpoint, folder, heads=heads, stage=stage, halting=halting, halting_threshold=halting_threshold)
-    print(f"{folder}: fingerprint {mark}")
+    fingerprint = convert_checkpoint(
+        checkpoint, folder, heads=heads, stage=stage, halting=halting, halting_threshold=halting_threshold
+    )
+    print(f"{folder}: fingerprint {fingerprint}")

@@ -1,4 +1,4 @@
-"""The demonstration: the photographs inside scikit-image's package, tokenized with the packaged weights, and a page."""
+"""The demo: tokenizes scikit-image's photographs with the packaged weights and draws a page of the results."""
 
 from __future__ import annotations
 
@@ -34,12 +34,19 @@ PHOTOGRAPHS = (
 
 
 def demo(folder: Path, console: Console) -> Path:
-    """Copies the photographs into `folder`, tokenizes them into `folder/tokens` and returns the page beside it.
+    """Tokenizes the photographs and draws a page of the results.
+
+    Args:
+        folder: Receives `photographs`, `tokens` and `index.html`.
+        console: Where progress and results are printed.
+
+    Returns:
+        The path of the page.
 
     Raises:
         AlitError: scikit-image is not installed.
     """
-    spec = importlib.util.find_spec("skimage")  # found, not imported: only its files are wanted
+    spec = importlib.util.find_spec("skimage")  # not imported, as only its files are needed
     if spec is None or not spec.submodule_search_locations:
         raise AlitError("the demo's photographs come with scikit-image: pip install 'alit[demo]'")
     data = Path(spec.submodule_search_locations[0]) / "data"

@@ -1,4 +1,4 @@
-"""Options of `alit submit`, without torch or Ray, so that help answers at once."""
+"""Options of `alit submit`; imports neither torch nor Ray, so that help answers at once."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SubmitOptions:
-    """All but the command.
+    """Where and how a command runs on a Ray cluster.
 
     Attributes:
-        address: Of the cluster's dashboard, such as http://head:8265; RAY_API_SERVER_ADDRESS when not given, else this
-            machine's.
-        name: Of the job, unique on the cluster; one is made up when not given.
-        env: Names of environment variables whose values here the job gets, such as --env AWS_REGION HF_HOME. Whoever
-            may look at the cluster's dashboard can read them: secrets are better given to the nodes.
-        labels: Where the command itself runs, by the nodes' labels, such as --labels tier=cpu; on the head otherwise.
-        cpus: Logical CPUs that it takes there.
-        upload: Send this version of the code; with --no-upload the nodes' own is used.
-        follow: Show the job's log until it ends, and end with its exit code; with --no-follow only its name is printed.
+        address: URL of the cluster's dashboard, such as http://head:8265; defaults to RAY_API_SERVER_ADDRESS, or else
+            this machine's dashboard.
+        name: Name of the job, unique on the cluster; generated when not given.
+        env: Names of environment variables to copy from this machine to the job, such as --env AWS_REGION HF_HOME.
+            Anyone with access to the cluster's dashboard can read them: it is better to set secrets on the nodes.
+        labels: Labels of the node that the command itself runs on, such as --labels tier=cpu; the head by default.
+        cpus: Logical CPUs that the command reserves on that node.
+        upload: Upload this version of the code; with --no-upload the nodes' own version is used.
+        follow: Print the job's log until it ends, and exit with its exit code; --no-follow prints only its name.
     """
 
     address: str | None = None

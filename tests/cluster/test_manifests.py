@@ -181,7 +181,7 @@ def test_runbook_commands_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     for name in (
         "jobs.submission.client.submit",
-        "jobs.submission.client.resume",
+        "jobs.submission.client.follow",
         "jobs.submission.client.stop",
         "jobs.tokenization.job.tokenize",
     ):

@@ -234,12 +234,13 @@ def test_metrics_match_the_output_of_the_jobs(prometheus: str | None, ran: Path)
 
 
 NO_ROOM = """
-from jobs.runner import ray_session
-from jobs.tokenize import AlitError, Workers, room_for
+from jobs.runtime.session import ray_session
+from alit.errors import AlitError
+from jobs.runtime.resources import Workers, wait_for_workers
 with ray_session():
     for where in ({"labels": {"tier": "moon"}}, {"decoders": 1, "decode_labels": {"tier": "sun"}}, {"memory": 1 << 50}):
         try:
-            room_for(Workers(count=1, **where), 0.1)
+            wait_for_workers(Workers(count=1, **where), 0.1)
         except AlitError as error:
             print(error)
 """
@@ -272,7 +273,7 @@ def test_submit_reports_the_jobs_errors_and_exit_code(head: Head, twelve_images:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"address": "http://127.0.0.1:9"}, "nobody answers at http://127.0.0.1:9"),
+        ({"address": "http://127.0.0.1:9"}, "cannot connect to http://127.0.0.1:9"),
         ({"address": "head:8265"}, "--address must be the URL"),
         ({"env": ("NO_SUCH_VARIABLE",)}, "--env NO_SUCH_VARIABLE: this variable is not set here"),
         ({"labels": ("moon",)}, "--labels takes labels such as tier=gpu, got 'moon'"),
@@ -302,13 +303,13 @@ def test_submit_reports_why_a_job_is_pending(head: Head) -> None:
     """A job that waits for a node reports why, and can be stopped."""
     job = alit(head, "--name", "nowhere", "--labels", "tier=moon", "tokenize", "a", "b")
     assert job.stderr is not None
-    while "alit: job nowhere has not begun: it waits for a node" not in (line := job.stderr.readline()):
+    while "alit: job nowhere has not started: it waits for a node" not in (line := job.stderr.readline()):
         assert line
     job.send_signal(signal.SIGINT)
     assert done(job)[0] == 130
     code, said = done(alit(head, "--stop-job", "nowhere"))
     assert code == 0, said
-    assert "alit: nowhere has not begun: it ends when it would begin" in said
+    assert "alit: nowhere has not started: it ends when it would start" in said
 
 
 @pytest.mark.slow
@@ -326,12 +327,12 @@ def test_stopped_and_killed_jobs_leave_no_processes(head: Head, twelve_images: P
         os.kill(driver, signal.SIGKILL)
         code, said = done(killed)
     assert code == 128 + signal.SIGKILL, said
-    assert "alit: job killed ended by signal 9" in said
+    assert "alit: job killed was ended by signal 9" in said
     await_process(head, "RayTrainWorker", stopped)
     stopped.send_signal(signal.SIGINT)  # ends the following, not the job
     code, said = done(stopped)
     assert code == 130
-    assert "alit submit --follow-job stopped shows it again" in said
+    assert "alit submit --follow-job stopped follows its log again" in said
     following = alit(head, "--follow-job", "stopped")
     code, said = done(alit(head, "--stop-job", "stopped"))
     assert code == 0, said
@@ -388,12 +389,12 @@ def test_submit_reports_a_lost_head(head: Head, twelve_images: Path, tmp_path: P
     """The loss of the cluster's head is reported with one sentence and exit code 2."""
     job = alit(head, "--name", "orphan", "tokenize", twelve_images, tmp_path / "out", "--worker-labels", "tier=moon")
     assert job.stderr is not None
-    while "goes on if this command is interrupted" not in job.stderr.readline():
+    while "keeps running if this command is interrupted" not in job.stderr.readline():
         assert job.poll() is None
     time.sleep(1)  # for the log to be asked for
     head.stop()
     code, said = done(job)
     assert code == 2
     assert "the cluster does not answer: " in said
-    assert "alit submit --follow-job NAME shows it once the cluster answers again" in said
+    assert "alit submit --follow-job NAME follows its log once the cluster answers again" in said
     assert "Traceback" not in said
