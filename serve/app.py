@@ -1,7 +1,6 @@
 """The Ray Serve application: the HTTP ingress, the replicas with the models, and how both are deployed."""
 
-from __future__ import annotations
-
+# no `from __future__ import annotations`: Serve reads the type of the builder's argument
 from typing import Any
 
 from fastapi import FastAPI
