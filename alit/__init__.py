@@ -1,9 +1,10 @@
-"""Adaptive-length image tokenization: images in, 16 to 256 tokens out, as many as each image needs.
+"""Adaptive-length image tokenization: each image becomes 16 to 256 tokens, as many as it needs.
 
-from alit import load_weights
-weights = load_weights()
-encoded = weights.model.encode(images_u8, "l1:0.1")
-pictures = weights.model.decode(encoded.split())
+Example:
+    from alit import load_weights
+    weights = load_weights()
+    encoded = weights.model.encode(images_u8, "l1:0.1")
+    reconstructions = weights.model.decode(encoded.split())
 """
 
 from alit.encoding.criteria import Candidate, Criterion, parse

@@ -1,4 +1,4 @@
-"""What a person can put right: every such error is an `AlitError` whose message is a sentence for that person.
+"""User errors: every one is an `AlitError` whose message explains the problem and how to fix it.
 
     AlitError (a ValueError)
     ├── ConfigError       a model or training configuration
@@ -8,36 +8,36 @@
     ├── CheckpointError   a published checkpoint
     ├── DatasetError      a token dataset
     ├── TrainingError     a training run
-    ├── InputError        the input of a job        (jobs.listing)
-    └── StorageError      a place to read or write  (jobs.storage)
+    ├── InputError        the input of a job            (jobs.sources)
+    └── StorageError      a path to read from or write  (jobs.storage)
 
-`ImageError` lives in `alit.formats`, beside its reasons.
+`ImageError` is defined in `alit.images.formats`, together with its reasons.
 """
 
 
 class AlitError(ValueError):
-    """The base of all errors that a person can put right."""
+    """The base class of all user errors."""
 
 
 class ConfigError(AlitError):
-    """A model or training configuration that cannot be."""
+    """A model or training configuration is invalid."""
 
 
 class CriterionError(AlitError):
-    """A criterion that does not parse, or that the model cannot follow."""
+    """A criterion does not parse, or the model cannot follow it."""
 
 
 class WeightsError(AlitError):
-    """A weights folder that cannot be used."""
+    """A weights folder or file cannot be used."""
 
 
 class CheckpointError(AlitError):
-    """A published checkpoint that cannot be converted."""
+    """A published checkpoint cannot be converted."""
 
 
 class DatasetError(AlitError):
-    """A folder that is no readable token dataset."""
+    """A folder is not a readable token dataset."""
 
 
 class TrainingError(AlitError):
-    """Training that cannot start or go on."""
+    """Training cannot start or continue."""

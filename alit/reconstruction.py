@@ -1,6 +1,6 @@
-"""What a model makes of a batch of images, measured image by image: shared by validation and evaluation.
+"""Reconstructions of a batch of images and their distances, image by image, for validation and evaluation.
 
-Shapes: B batch, K lengths, N latents.
+Shapes: B batch, K lengths, N latents, S side in pixels.
 """
 
 from __future__ import annotations
@@ -19,41 +19,56 @@ from alit.model.base import BaseTokens
 from alit.tokenizer import Alit
 
 HIGHEST_PSNR = 100.0
-"""In dB; what is counted for equal pictures, whose own infinity would leave no mean."""
+"""In dB; replaces the infinite value of equal images, with which means would be infinite."""
 
 GRADIENT_BINS = 64
 
 
 class Distances(NamedTuple):
-    """Of pictures from their images, float32 [B] each."""
+    """Distances of reconstructions from their images, float32 [B] each.
+
+    Attributes:
+        l1: Of the unclamped reconstructions, as in the criteria; the others are of reconstructions clamped to [0, 1].
+        mse: Mean squared error.
+        psnr: In dB, at most `HIGHEST_PSNR`.
+        ssim: Structural similarity.
+        lpips: None if the network is not available.
+    """
 
     l1: np.ndarray
-    """Of the unclamped pictures, as the criteria see it."""
     mse: np.ndarray
     psnr: np.ndarray
-    """In dB, `HIGHEST_PSNR` at most; this and what follows of pictures clamped to [0, 1]."""
     ssim: np.ndarray
     lpips: np.ndarray | None
 
 
 class Reconstructions(NamedTuple):
-    """One way of encoding a batch."""
+    """A batch of images, reconstructed from one length or by the base tokenizer.
+
+    Attributes:
+        images: The reconstructions, unclamped, [B, 3, S, S].
+        ids: The ids that they were decoded from, [B, N]; None for continuous codes.
+    """
 
     images: Tensor
-    """Unclamped, [B, 3, S, S]."""
     ids: np.ndarray | None
-    """The codes it was made from, [B, N]; None for continuous ones."""
 
 
-def distances(images: Tensor, pictures: Tensor, perceptual: Perceptual | None = None) -> Distances:
-    """Of floats [B, 3, S, S] in [0, 1]."""
-    clamped = pictures.clamp(0, 1)
+def distances(images: Tensor, reconstructions: Tensor, perceptual: Perceptual | None = None) -> Distances:
+    """Measures reconstructions.
+
+    Args:
+        images: Floats [B, 3, S, S] in [0, 1].
+        reconstructions: Likewise, but unclamped.
+        perceptual: LPIPS, if available.
+    """
+    clamped = reconstructions.clamp(0, 1)
 
     def array(x: Tensor) -> np.ndarray:
         return x.float().cpu().numpy()
 
     return Distances(
-        l1=array(pixel.l1(images, pictures)),
+        l1=array(pixel.l1(images, reconstructions)),
         mse=array(pixel.mse(images, clamped)),
         psnr=array(pixel.psnr(images, clamped).clamp(max=HIGHEST_PSNR)),
         ssim=array(pixel.ssim(images, clamped)),
@@ -62,13 +77,13 @@ def distances(images: Tensor, pictures: Tensor, perceptual: Perceptual | None = 
 
 
 def to_float(model: Alit, images_u8: Tensor) -> Tensor:
-    """uint8 images [B, 3, S, S] as the model takes them."""
+    """Converts uint8 images [B, 3, S, S] to floats in [0, 1] on the model's device."""
     return images_u8.to(model.encoder.positions.device).float() / 255
 
 
 @torch.inference_mode()
 def reconstruct_base(model: Alit, images: Tensor, base: BaseTokens | None = None) -> Reconstructions:
-    """The base tokenizer's own reconstruction."""
+    """Reconstructs images with the base tokenizer alone; `base` are their base tokens, if already known."""
     base = model.base.encode(images) if base is None else base
     ids = None if base.ids_BG is None else base.ids_BG.cpu().numpy()
     return Reconstructions(model.base.decode(base.target_BDhw), ids)
@@ -76,31 +91,32 @@ def reconstruct_base(model: Alit, images: Tensor, base: BaseTokens | None = None
 
 @torch.inference_mode()
 def reconstruct_lengths(model: Alit, images: Tensor, base: BaseTokens | None = None) -> Iterator[Reconstructions]:
-    """The reconstruction from every length, shortest first."""
+    """Yields the reconstruction from every length, shortest first; `base` are the base tokens, if already known."""
     for step in model.rollout(images, base=base):
         ids = None if step.ids_BN is None else step.ids_BN.cpu().numpy()
         yield Reconstructions(model.reconstruct(step.codes_BNC), ids)
 
 
 def thumbnail(images: Tensor) -> Tensor:
-    """What a 4 x 4 thumbnail keeps of floats [B, 3, S, S]: means over areas, enlarged bicubically."""
+    """Reduces floats [B, 3, S, S] to 4 x 4 area means, and enlarges these bicubically to the original size."""
     small = F.interpolate(images, size=4, mode="area")
     return F.interpolate(small, size=images.shape[-1], mode="bicubic").clamp(0, 1)
 
 
 def mean_color(images: Tensor) -> Tensor:
-    """What one colour keeps of floats [B, 3, S, S]."""
+    """Replaces every pixel of floats [B, 3, S, S] with the image's mean colour."""
     return images.mean(dim=(2, 3), keepdim=True).expand_as(images)
 
 
 def gradient_entropy(images_u8: Tensor) -> np.ndarray:
-    """How much is going on in uint8 images [B, 3, S, S]: the entropy of their gradients' magnitudes, float32 [B].
+    """Returns the entropy of gradient magnitudes of uint8 images [B, 3, S, S], a measure of their complexity.
 
-    Luma is Rec. 601's, in [0, 1]; a pixel's gradient its differences to the pixel on the right and to the one below,
-    without the last column and row; magnitudes, from 0 to the square root of 2, fall into 64 bins of equal width.
+    The luma is that of Rec. 601, in [0, 1]. A pixel's gradient consists of its differences to the pixel on the right
+    and to the one below, without the last column and row. Magnitudes, from 0 to the square root of 2, are counted in 64
+    bins of equal width.
 
     Returns:
-        In bits, from 0 (a flat image) to 6.
+        Bits, from 0 (a flat image) to 6, float32 [B].
     """
     weights = torch.tensor([0.299, 0.587, 0.114], device=images_u8.device).view(3, 1, 1) / 255
     luma = (images_u8.float() * weights).sum(1)  # [B, S, S]
@@ -114,13 +130,13 @@ def gradient_entropy(images_u8: Tensor) -> np.ndarray:
 
 
 def perplexity(ids: np.ndarray, size: int) -> float:
-    """The number of codes that are used as if evenly: e to the entropy of how often each is chosen."""
+    """Returns the perplexity of ids in a codebook of `size` codes: e to the entropy of their frequencies."""
     counts = np.bincount(ids.reshape(-1), minlength=size)
     share = counts[counts > 0] / max(1, counts.sum())
     return float(np.exp(-(share * np.log(share)).sum()))
 
 
 def first_within(errors: np.ndarray, threshold: float) -> np.ndarray:
-    """The index of the first length whose error is at most `threshold`, else of the longest: [K, B] to [B]."""
+    """Returns the index [B] of the first length whose error [K, B] is at most `threshold`, else of the longest."""
     met = errors <= np.float32(threshold)
     return np.where(met.any(0), met.argmax(0), len(errors) - 1)

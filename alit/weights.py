@@ -1,4 +1,4 @@
-"""Weights folders: `config.json` and `model.safetensors`, and the fingerprint over both. Nothing is unpickled."""
+"""Weights folders: `config.json` and `model.safetensors`, and the fingerprint of both. No pickles are involved."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Weights:
     """A loaded weights folder.
 
     Attributes:
-        model: on the CPU, in fp32, in eval mode.
-        fingerprint: SHA-256 over both files, hexadecimal.
-        provenance: how it was trained or converted, as written.
-        folder: where it was read.
+        model: The model, on the CPU, in fp32, in eval mode.
+        fingerprint: The SHA-256 of both files, hexadecimal.
+        provenance: The record of its training or conversion, as stored.
+        folder: The folder that was read.
     """
 
     model: Alit
@@ -45,12 +45,16 @@ class Weights:
 
 
 def default_weights() -> Path:
-    """The packaged weights that every command uses when none are named."""
+    """Returns the folder of the packaged weights, the default of every command."""
     return Path(__file__).parent / "default_weights"
 
 
 def fingerprint(folder: str | Path) -> str:
-    """SHA-256 over `config.json` and `model.safetensors`, each preceded by its length."""
+    """Returns the SHA-256 of `config.json` and `model.safetensors`, each preceded by its length; hexadecimal.
+
+    Raises:
+        WeightsError: A file cannot be read.
+    """
     digest = hashlib.sha256()
     for name in (CONFIG, MODEL):
         path = Path(folder) / name
@@ -68,10 +72,13 @@ def fingerprint(folder: str | Path) -> str:
 
 
 def read_config(folder: str | Path | None = None) -> tuple[AlitConfig, str]:
-    """What a weights folder holds, and its fingerprint, without the model; the packaged one when None.
+    """Reads the config and the fingerprint of a weights folder, without loading the model.
+
+    Args:
+        folder: The weights folder; the packaged one when None.
 
     Raises:
-        WeightsError: a file is missing, or the config cannot be used.
+        WeightsError: A file is missing, or the config cannot be used.
     """
     folder = Path(folder) if folder is not None else default_weights()
     mark = fingerprint(folder)
@@ -79,19 +86,22 @@ def read_config(folder: str | Path | None = None) -> tuple[AlitConfig, str]:
 
 
 def load_weights(folder: str | Path | None = None) -> Weights:
-    """Loads a weights folder; the packaged one when None.
+    """Loads a weights folder.
+
+    Args:
+        folder: The weights folder; the packaged one when None.
 
     Raises:
-        WeightsError: a file is missing, cut short or does not fit, with what and where.
+        WeightsError: A file is missing, truncated or does not fit the other; the message names it.
     """
     folder = Path(folder) if folder is not None else default_weights()
     mark = fingerprint(folder)
     config, provenance = _read_config(folder / CONFIG)
-    try:  # mapped, not read: processes of one machine share what stays in fp32
+    try:  # memory-mapped, so that processes on one machine share tensors stored in fp32
         tensors = load_file(folder / MODEL)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise WeightsError(
-            f"{str(folder / MODEL)!r} is not a whole safetensors file ({error}); copy or download it again"
+            f"{str(folder / MODEL)!r} is not a complete safetensors file ({error}); copy or download it again"
         ) from error
     with torch.device("meta"):
         model = Alit(config)
@@ -106,19 +116,19 @@ def load_weights(folder: str | Path | None = None) -> Weights:
 def _read_config(path: Path) -> tuple[AlitConfig, dict[str, Any]]:
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise WeightsError(f"{str(path)!r} is larger than {MAX_CONFIG_BYTES} bytes; it is no weights config")
+            raise WeightsError(f"{str(path)!r} is larger than {MAX_CONFIG_BYTES} bytes; it is not a weights config")
         data = json.loads(path.read_bytes())
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            found = data.get("format") if isinstance(data, dict) else None
-            raise WeightsError(f"{str(path)!r} has format {found!r}; this version reads format {FORMAT}")
+            other = data.get("format") if isinstance(data, dict) else None
+            raise WeightsError(f"{str(path)!r} has format {other!r}; this version reads format {FORMAT}")
         if data.get("preprocessing") != PREPROCESSING:
-            raise WeightsError(f"{str(path)!r} asks for preprocessing that this version does not do")
+            raise WeightsError(f"{str(path)!r} asks for preprocessing that this version does not support")
         config = AlitConfig.from_json(data["model"])
-        # the default criterion is part of a file that may be a stranger's: it must not name code to import
+        # the default criterion is part of an untrusted file: it must not name code to import
         parse(config.criterion, functions=False).check(config)
         provenance = data.get("provenance", {})
         if not isinstance(provenance, dict):
-            raise WeightsError(f"{str(path)!r} has a provenance that is no object: {provenance!r}")
+            raise WeightsError(f"{str(path)!r} has a provenance that is not an object: {provenance!r}")
         return config, provenance
     except WeightsError:
         raise
@@ -128,22 +138,22 @@ def _read_config(path: Path) -> tuple[AlitConfig, dict[str, Any]]:
         raise WeightsError(f"{str(path)!r} cannot be used: {error}") from error
 
 
-def _require_same_layout(expected: dict[str, Any], found: dict[str, Any], path: Path) -> None:
+def _require_same_layout(expected: dict[str, Any], stored: dict[str, Any], path: Path) -> None:
     for name, tensor in expected.items():
-        if name not in found:
+        if name not in stored:
             raise WeightsError(f"{str(path)!r} does not fit its config: tensor {name!r} is missing")
-        if found[name].shape != tensor.shape:
+        if stored[name].shape != tensor.shape:
             raise WeightsError(
-                f"{str(path)!r} does not fit its config: tensor {name!r} has the shape {tuple(found[name].shape)}, "
+                f"{str(path)!r} does not fit its config: tensor {name!r} has the shape {tuple(stored[name].shape)}, "
                 f"the config asks for {tuple(tensor.shape)}"
             )
-    extra = sorted(set(found) - set(expected))
+    extra = sorted(set(stored) - set(expected))
     if extra:
         raise WeightsError(f"{str(path)!r} does not fit its config: it has an unknown tensor {extra[0]!r}")
 
 
 def _replaceable(folder: Path) -> bool:
-    """Whether a folder is empty or one of ours: others have a config.json too."""
+    """Returns whether a folder is empty or a weights folder of this library: others have a config.json too."""
     if not folder.is_dir():
         return False
     if not any(folder.iterdir()):
@@ -158,20 +168,23 @@ def _replaceable(folder: Path) -> bool:
 def save_weights(
     folder: str | Path, model: Alit, *, provenance: dict[str, Any], dtype: torch.dtype = torch.float32
 ) -> str:
-    """Writes a weights folder, whole or not at all, and returns its fingerprint.
+    """Writes a weights folder atomically.
 
     Args:
-        folder: replaced when it is a weights folder already.
-        model: anything but its parameters (optimizers, EMA) is the caller's to keep.
-        provenance: how the weights came to be; plain JSON values.
-        dtype: of the floats on disk; float16 halves the file.
+        folder: The folder to write; replaced if it is a weights folder.
+        model: The model; only its parameters are stored.
+        provenance: The record of the weights' training or conversion; plain JSON values.
+        dtype: The floating-point type on disk; float16 halves the file.
+
+    Returns:
+        The fingerprint of the weights.
 
     Raises:
-        WeightsError: the folder exists and is something else.
+        WeightsError: The folder exists and is something else.
     """
     folder = Path(folder)
     if folder.exists() and not _replaceable(folder):
-        raise WeightsError(f"{str(folder)!r} exists and is no weights folder; name another or remove it")
+        raise WeightsError(f"{str(folder)!r} exists and is not a weights folder; name another or remove it")
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

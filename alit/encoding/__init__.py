@@ -1,1 +1,1 @@
-"""When an image has enough tokens, and which images run together."""
+"""Criteria for enough tokens, the batching of iterations, and the results of encoding."""

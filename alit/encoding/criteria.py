@@ -1,8 +1,8 @@
-"""Token-selection criteria: when has an image got enough tokens?
+"""Token-selection criteria, which decide when an image has enough tokens.
 
 A criterion is written `name:threshold` everywhere: command line, API, metadata. It scores each image at each length and
-is satisfied at the first length whose score reaches the threshold. Nothing is computed that its measure does not ask
-for: a `Candidate` makes predictions and pixels on first use.
+is satisfied at the first length whose score reaches the threshold. Only what its measure uses is computed: a
+`Candidate` computes predictions and pixels on first use.
 
 Shapes: B batch, G base tokens, O prediction width, D base latent width, h w base grid.
 """
@@ -27,11 +27,14 @@ from alit.model.config import AlitConfig, VQGANConfig
 
 
 class Candidate:
-    """The images still being encoded, at one length; the argument of every measure.
+    """Images at one length of their rollout, the argument of every measure.
 
-    Attributes:
+    Args:
         images: [B, 3, H, W] in [0, 1].
-        base: their base tokens.
+        base: The images' base tokens.
+        predict: Runs the latent decoder.
+        to_latents: Converts predictions to base latents.
+        to_pixels: Decodes base latents to images.
     """
 
     def __init__(
@@ -51,17 +54,17 @@ class Candidate:
 
     @cached_property
     def predictions(self) -> Float[Tensor, "B G O"]:
-        """The latent decoder's output; runs the latent decoder."""
+        """The output of the latent decoder, which runs on first use."""
         return self._predict()
 
     @cached_property
     def latents(self) -> Float[Tensor, "B D h w"]:
-        """The base latents that the predictions stand for."""
+        """The predicted base latents."""
         return self._to_latents(self.predictions)
 
     @cached_property
     def reconstructions(self) -> Float[Tensor, "B 3 H W"]:
-        """The images that the tokens decode to, unclamped; runs the pixel decoder too."""
+        """The decoded images, unclamped; the pixel decoder runs on first use."""
         return self._to_pixels(self.latents)
 
 
@@ -78,20 +81,24 @@ def _latent_rmse(candidate: Candidate) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Kind:
+class _BuiltinMeasure:
     measure: Measure
     low: float
     high: float
     higher_is_better: bool = False
 
 
-_KINDS = {
-    "l1": _Kind(measure=lambda c: pixel.l1(c.images, c.reconstructions), low=0, high=1),
-    "mse": _Kind(measure=lambda c: pixel.mse(c.images, c.reconstructions), low=0, high=1),
-    "psnr": _Kind(measure=lambda c: pixel.psnr(c.images, c.reconstructions), low=0, high=100, higher_is_better=True),
-    "ssim": _Kind(measure=lambda c: pixel.ssim(c.images, c.reconstructions), low=-1, high=1, higher_is_better=True),
-    "code": _Kind(measure=_wrong_codes, low=0, high=1),
-    "latent": _Kind(measure=_latent_rmse, low=0, high=math.inf),
+_BUILTIN_MEASURES = {
+    "l1": _BuiltinMeasure(measure=lambda c: pixel.l1(c.images, c.reconstructions), low=0, high=1),
+    "mse": _BuiltinMeasure(measure=lambda c: pixel.mse(c.images, c.reconstructions), low=0, high=1),
+    "psnr": _BuiltinMeasure(
+        measure=lambda c: pixel.psnr(c.images, c.reconstructions), low=0, high=100, higher_is_better=True
+    ),
+    "ssim": _BuiltinMeasure(
+        measure=lambda c: pixel.ssim(c.images, c.reconstructions), low=-1, high=1, higher_is_better=True
+    ),
+    "code": _BuiltinMeasure(measure=_wrong_codes, low=0, high=1),
+    "latent": _BuiltinMeasure(measure=_latent_rmse, low=0, high=math.inf),
 }
 
 
@@ -103,21 +110,21 @@ def criterion_name(spec: str) -> str:
 HELP = (
     "fixed:N (always N tokens), l1:T, mse:T, code:T (share of base tokens predicted wrongly), latent:T (RMSE of the "
     "base latents), satisfied at or below T; psnr:T (dB), ssim:T, satisfied at or above T; or "
-    "package.module:function@T for a function of yours that takes an alit.Candidate and returns one error "
+    "package.module:function@T for a function of your own that takes an alit.Candidate and returns one error "
     "per image"
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Criterion:
-    """One parsed criterion; make it with `parse`.
+    """A parsed criterion, created by `parse`.
 
     Attributes:
-        spec: how it is written.
-        length: the token count of `fixed:N`, else None.
-        threshold: where a score satisfies it (NaN for `fixed`).
-        measure: scores a candidate, one number per image; None for `fixed`.
-        higher_is_better: whether a score satisfies at or above the threshold instead of at or below it.
+        spec: The criterion as text.
+        length: The number of tokens of `fixed:N`, else None.
+        threshold: The score that satisfies the criterion; NaN for `fixed`.
+        measure: Returns one score per image of a candidate; None for `fixed`.
+        higher_is_better: Scores satisfy the criterion at or above the threshold, instead of at or below it.
     """
 
     spec: str
@@ -128,19 +135,19 @@ class Criterion:
 
     @property
     def name(self) -> str:
-        """What stands before the colon: a built-in measure, `fixed`, or the module of a user's function."""
+        """The part before the colon: a built-in measure, `fixed`, or the module of a user's function."""
         return criterion_name(self.spec)
 
     @property
     def is_fixed(self) -> bool:
-        """Whether every image gets the same number of tokens, unscored."""
+        """Whether every image gets the same number of tokens, without scores."""
         return self.measure is None
 
     def score(self, candidate: Candidate) -> Float[Tensor, "B"] | None:
-        """One score per image, or None for `fixed`.
+        """Returns one score per image, or None for `fixed`.
 
         Raises:
-            CriterionError: a user's function returned something else than one number per image.
+            CriterionError: A user's function returned something other than one number per image.
         """
         if self.measure is None:
             return None
@@ -154,16 +161,16 @@ class Criterion:
         return score.float()
 
     def satisfied(self, score: Float[Tensor, "B"]) -> Bool[Tensor, "B"]:
-        """Which scores reach the threshold; NaN never does."""
-        # compared in fp32, as scores are stored: a reader of the dataset must come to the same answer
+        """Returns which scores reach the threshold; NaN never does."""
+        # compared in fp32, in which scores are stored, so that readers of a dataset get the same result
         threshold = torch.tensor(self.threshold, dtype=torch.float32, device=score.device)
         return score >= threshold if self.higher_is_better else score <= threshold
 
     def check(self, config: AlitConfig) -> None:
-        """Refuses a criterion that the model cannot follow.
+        """Checks that a model of this config can follow the criterion.
 
         Raises:
-            CriterionError: a fixed length that the model does not have, or `code` with a continuous base.
+            CriterionError: The model does not have the fixed length, or `code` is used with a continuous base.
         """
         if self.length is not None and self.length not in config.lengths:
             choices = ", ".join(map(str, config.lengths))
@@ -175,38 +182,38 @@ class Criterion:
 
 
 def parse(spec: str, *, functions: bool = True) -> Criterion:
-    """Reads `name:threshold`.
+    """Parses `name:threshold`.
 
     Args:
-        spec: see `HELP`.
-        functions: whether `package.module:function@T`, which imports code, is allowed.
+        spec: The criterion as text, see `HELP`.
+        functions: Allow `package.module:function@T`, which imports code.
 
     Raises:
-        CriterionError: what does not parse, with what would.
+        CriterionError: The text does not parse; the message shows what would.
     """
     name, separator, value = spec.strip().partition(":")
     if not separator:
         raise CriterionError(f"criterion {spec!r} has no ':'; write {HELP}")
     if name == "fixed":
-        # the length first: int() refuses thousands of digits with an error of its own
+        # the number of digits is checked first, as int() raises an error of its own for thousands of them
         if not (value.isascii() and value.isdigit() and len(value) < 10 and int(value) > 0):
             raise CriterionError(f"criterion {spec!r}: fixed takes a token count such as fixed:64, got {value!r}")
         return Criterion(spec=f"fixed:{int(value)}", length=int(value))
-    if name in _KINDS:
-        kind = _KINDS[name]
-        threshold = _threshold(spec, value, kind.low, kind.high)
+    if name in _BUILTIN_MEASURES:
+        builtin = _BUILTIN_MEASURES[name]
+        threshold = _threshold(spec, value, builtin.low, builtin.high)
         return Criterion(
             spec=f"{name}:{value.strip()}",
             threshold=threshold,
-            measure=kind.measure,
-            higher_is_better=kind.higher_is_better,
+            measure=builtin.measure,
+            higher_is_better=builtin.higher_is_better,
         )
     if "@" in value and functions:
         function, _, number = value.rpartition("@")
         return Criterion(
             spec=spec.strip(),
             threshold=_threshold(spec, number, -math.inf, math.inf),
-            measure=_load(spec, name, function),
+            measure=_load_function(spec, name, function),
         )
     raise CriterionError(f"criterion {spec!r} is not known; write {HELP}")
 
@@ -221,7 +228,7 @@ def _threshold(spec: str, value: str, low: float, high: float) -> float:
     return number
 
 
-def _load(spec: str, module: str, function: str) -> Measure:
+def _load_function(spec: str, module: str, function: str) -> Measure:
     try:
         measure: Measure = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, TypeError, ValueError) as error:  # TypeError: a relative module name
@@ -229,7 +236,7 @@ def _load(spec: str, module: str, function: str) -> Measure:
     if not callable(measure):
         raise CriterionError(f"criterion {spec!r}: {module}:{function} is not a function")
 
-    def guarded(candidate: Candidate) -> Any:  # whatever it is: `Criterion.score` checks it
+    def guarded(candidate: Candidate) -> Any:  # `Criterion.score` checks the type
         try:
             return measure(candidate)
         except Exception as error:

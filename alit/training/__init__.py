@@ -1,1 +1,1 @@
-"""Training of the tokenizer on tensors, without input or output."""
+"""Training of the tokenizer, without Ray and without storage."""

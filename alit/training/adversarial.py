@@ -1,4 +1,4 @@
-"""A patch discriminator that knows how many tokens a picture was made from, and the hinge losses around it.
+"""A patch discriminator conditioned on the number of tokens, and its hinge losses.
 
 Shapes: B batch, C channels, H W pixels, h w patches.
 """
@@ -16,15 +16,15 @@ from alit.training import distributed
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN (Isola et al. 2017): one logit per patch, higher for photographs.
+    """PatchGAN (Isola et al. 2017): one logit per patch, higher for real images.
 
-    Group norm in place of batch norm: no statistics that workers would have to share, and none that a step's fakes
-    would mix into the photographs'.
+    It uses group norm instead of batch norm, whose statistics would have to be shared between workers and would mix
+    real and reconstructed images.
 
     Args:
-        lengths: how many token counts there are; a learned vector per count is added to the first features.
-        width: channels of the first layer, doubled by each further one up to eight times.
-        layers: convolutions of stride 2; each doubles what a patch sees.
+        lengths: The number of lengths; a learned vector for each is added to the first features.
+        width: The channels of the first layer, doubled by each further layer up to a factor of eight.
+        layers: The number of convolutions of stride 2; each doubles the side of a patch.
     """
 
     def __init__(self, lengths: int = 1, *, width: int = 64, layers: int = 3) -> None:
@@ -43,34 +43,46 @@ class PatchDiscriminator(nn.Module):
                 nn.init.normal_(part.weight, std=0.02)
 
     def forward(self, images_BCHW: Float[Tensor, "B 3 H W"], length: int = 0) -> Float[Tensor, "B 1 h w"]:
-        """Logits of images in [0, 1], all made from the `length`-th token count."""
+        """Returns the logits of images in [0, 1], all reconstructed from the length of index `length`."""
         x = self.first(2 * images_BCHW - 1) + self.length_embedding.weight[length, :, None, None]
         return self.body(F.leaky_relu(x, 0.2))
 
 
 class DiscriminatorPerLength(nn.Module):
-    """A discriminator of its own for every token count."""
+    """One unconditioned `PatchDiscriminator` for every length.
+
+    Args:
+        lengths: The number of lengths.
+        width: See `PatchDiscriminator`.
+        layers: See `PatchDiscriminator`.
+    """
 
     def __init__(self, lengths: int, *, width: int = 64, layers: int = 3) -> None:
         super().__init__()
         self.each = nn.ModuleList(PatchDiscriminator(width=width, layers=layers) for _ in range(lengths))
 
     def forward(self, images_BCHW: Float[Tensor, "B 3 H W"], length: int = 0) -> Float[Tensor, "B 1 h w"]:
+        """Returns the logits of images in [0, 1], all reconstructed from the length of index `length`."""
         return self.each[length](images_BCHW)
 
 
 def hinge_generator_loss(fake: Tensor) -> Tensor:
+    """Returns the generator's loss, given the logits of reconstructions."""
     return -fake.mean()
 
 
 def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Returns the discriminator's loss, given the logits of real images and of reconstructions."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
 def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor) -> Tensor:
-    """The factor at which the adversary pulls the last layer as hard as the reconstruction does (Esser et al. 2021).
+    """Returns the factor that gives both losses equal gradient norms at the last layer (Esser et al. 2021).
 
-    From the gradients' means over all workers, so that every worker weighs alike.
+    The gradients are averaged over all workers, so that every worker uses the same factor.
+
+    Returns:
+        A scalar from 0 to 10,000.
     """
     norms = [
         distributed.averaged(torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float()).norm()
@@ -79,8 +91,14 @@ def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_
     return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4)
 
 
-class Pictures(NamedTuple):
-    """What the discriminator learns from after the generator's turn."""
+class AdversarialExamples(NamedTuple):
+    """The training examples of the discriminator in one step.
+
+    Attributes:
+        real: Images.
+        fake: Their reconstructions.
+        length: The index of the reconstructions' length.
+    """
 
     real: Tensor
     fake: Tensor
@@ -88,30 +106,42 @@ class Pictures(NamedTuple):
 
 
 class Adversary:
-    """The discriminator's part in both turns of a step.
+    """The adversarial losses of a step: first the generator's, then the discriminator's.
 
     Args:
-        discriminator: takes images and the index of their token count.
-        weight: of the adversary's pull on the last layer, relative to the reconstruction's.
-        start: the step from which both sides play.
-        ramp: steps over which the weight grows from 0.
+        discriminator: Takes images and the index of their length.
+        weight: The weight of the adversarial loss, see `AdversarialRecipe.gan_weight`.
+        start: The first step of adversarial training.
+        ramp: The number of steps over which the weight rises from 0.
+
+    Attributes:
+        shared: The discriminator, wrapped where workers share its gradients.
+        examples: The images of the last generator loss; None before `start`.
     """
 
     def __init__(self, discriminator: nn.Module, *, weight: float, start: int, ramp: int) -> None:
         self.discriminator = discriminator
         self.shared = discriminator
-        """The same, wrapped where workers share its gradients."""
         self.weight, self.start, self.ramp = weight, start, ramp
-        self.pictures: Pictures | None = None
+        self.examples: AdversarialExamples | None = None
 
     def generator_loss(
         self, images: Tensor, fake: Tensor, length: int, step: int, reconstruction_loss: Tensor, last_layer: Tensor
     ) -> Tensor | None:
-        """What to add to the generator's loss; None before the start."""
-        self.pictures = None
+        """Returns the weighted adversarial loss of the generator; None before the start.
+
+        Args:
+            images: Real images in [0, 1].
+            fake: Their reconstructions, with gradients.
+            length: The index of the reconstructions' length.
+            step: The training step.
+            reconstruction_loss: The loss to balance against.
+            last_layer: The weight at which gradients are balanced.
+        """
+        self.examples = None
         if step < self.start or not self.weight:
             return None
-        self.pictures = Pictures(images.detach(), fake.detach(), length)
+        self.examples = AdversarialExamples(images.detach(), fake.detach(), length)
         self.discriminator.requires_grad_(False)
         loss = hinge_generator_loss(self.discriminator(fake, length).float())
         self.discriminator.requires_grad_(True)
@@ -119,9 +149,9 @@ class Adversary:
         return self.weight * min(1.0, (step - self.start + 1) / self.ramp) * factor * loss
 
     def discriminator_loss(self) -> Tensor:
-        """The discriminator's own loss on the pictures of the generator's last turn, where there was one."""
-        assert self.pictures is not None
-        real, fake, length = self.pictures
-        # one pass: workers' gradients are shared once per backward
+        """Returns the discriminator's loss on the images of the last generator loss, which must not have been None."""
+        assert self.examples is not None
+        real, fake, length = self.examples
+        # one forward pass, as DDP synchronizes gradients once per backward pass
         logits = self.shared(torch.cat([real, fake]), length).float()
         return hinge_discriminator_loss(*logits.chunk(2))

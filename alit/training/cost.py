@@ -1,4 +1,4 @@
-"""What training costs, worked out on shapes alone: nothing is allocated and nothing computed."""
+"""Estimates of memory and computation from shapes alone, on the meta device."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from alit.training.objectives import objective_for
 from alit.training.recipes import FinetuneRecipe, Recipe
 
 PEAK_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12}
-"""Dense bf16 (V100: fp16) floating-point operations per second, from the makers' data sheets."""
+"""Dense bf16 (V100: fp16) floating-point operations per second, from the manufacturers' data sheets."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """Of one stage.
+    """The cost of one training stage.
 
     Attributes:
-        trained, frozen: parameters of the model.
-        discriminator: its parameters.
-        state_bytes: weights, gradients, both Adam moments and the average, in fp32.
-        activation_bytes: kept per image for the way back, in fp32; bf16 needs about half, fused attention less.
-        flops: floating-point operations per image, forward and backward, mean over the lengths.
+        trained: The number of trained parameters of the model.
+        frozen: The number of its other parameters.
+        discriminator: The number of parameters of the discriminator.
+        state_bytes: The size of weights, gradients, both Adam moments and the average, in fp32.
+        activation_bytes: The size of the activations kept per image for the backward pass, in fp32; bf16 needs about
+            half, fused attention less.
+        flops: Floating-point operations per image, forward and backward, mean over the lengths.
     """
 
     trained: int
@@ -40,7 +42,7 @@ class Cost:
 
 
 def cost(config: AlitConfig, recipe: Recipe) -> Cost:
-    """What a stage costs; exact for parameters and state, an upper bound for activations."""
+    """Returns the cost of a stage: exact for parameters and state, an upper bound for activations."""
     recipe = dataclasses.replace(recipe, compile=False)
     with torch.device("meta"):
         model = Alit(config)
@@ -54,8 +56,8 @@ def cost(config: AlitConfig, recipe: Recipe) -> Cost:
         adversary.discriminator.to("meta")
     discriminator = sum(p.numel() for p in adversary.discriminator.parameters()) if adversary else 0
     images, generator = torch.zeros(2, 3, config.image_size, config.image_size, device="meta"), torch.Generator()
-    flops, most = 0, 0
-    # a stage of one length per step takes them in turn, and the cost grows about evenly
+    flops, activation_bytes = 0, 0
+    # finetuning trains one length per step in turn, and the cost grows about linearly with the length
     ends = (0, config.iterations - 1) if isinstance(recipe, FinetuneRecipe) else (0,)
     for k in ends:
         kept: dict[int, int] = {}
@@ -65,38 +67,39 @@ def cost(config: AlitConfig, recipe: Recipe) -> Cost:
                 kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
             return tensor
 
-        step = recipe.steps - recipe.steps % config.iterations + k  # everything that starts late has started
+        step = recipe.steps - recipe.steps % config.iterations + k  # all losses that start late are active
         with FlopCounterMode(display=False) as counter:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 losses = objective.losses(model, images, step, copy.copy(generator))
                 total = losses.total
             total.backward()
-        most = max(most, sum(kept.values()))
+        activation_bytes = max(activation_bytes, sum(kept.values()))
         flops += counter.get_total_flops()
     return Cost(
         trained=counts[True],
         frozen=counts[False],
         discriminator=discriminator,
         state_bytes=4 * (5 * counts[True] + counts[False] + 4 * discriminator),
-        activation_bytes=most // len(images),
+        activation_bytes=activation_bytes // len(images),
         flops=flops / len(ends) / len(images),
     )
 
 
 def inference_bytes(config: AlitConfig) -> int:
-    """Memory that encoding takes per image in fp32, about: four times the largest input and output of one layer."""
+    """Estimates the memory of encoding per image in fp32: four times the largest input and output of one layer."""
     with torch.device("meta"):
         model = Alit(config)
     largest = 0
 
-    def look(layer: torch.nn.Module, given: tuple[object, ...], made: object) -> None:
+    def measure(layer: torch.nn.Module, inputs: tuple[object, ...], outputs: object) -> None:
         nonlocal largest
-        made = made if isinstance(made, tuple) else (made,)
-        largest = max(largest, sum(t.numel() * t.element_size() for t in (*given, *made) if isinstance(t, Tensor)))
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        tensors = [tensor for tensor in (*inputs, *outputs) if isinstance(tensor, Tensor)]
+        largest = max(largest, sum(tensor.numel() * tensor.element_size() for tensor in tensors))
 
     for layer in model.modules():
         if not any(True for _ in layer.children()):
-            layer.register_forward_hook(look)
+            layer.register_forward_hook(measure)
     with torch.no_grad():
         images = torch.zeros(1, 3, config.image_size, config.image_size, device="meta")
         *_, last = model.rollout(images)
@@ -105,7 +108,7 @@ def inference_bytes(config: AlitConfig) -> int:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """The device's bf16 peak in operations per second, where it is known."""
+    """Returns the peak bf16 operations per second of a device; None if unknown."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

@@ -1,6 +1,6 @@
-"""What training sees: images cropped at random, in an order fixed by the seed. Pure: the bytes come from elsewhere.
+"""Order and random crops of training images, as pure functions of the seed and the step.
 
-Everything that a batch holds is a function of (seed, step), so that a resumed run continues exactly where it stopped.
+A resumed run therefore continues exactly where it stopped. Reading the images is up to the caller.
 """
 
 from __future__ import annotations
@@ -16,18 +16,26 @@ from alit.images.formats import DEFAULT_LIMITS, Limits
 from alit.images.geometry import Box, Pixels
 
 CHUNK = 2048
-"""Images of a chunk, about."""
-_SLICES, _CHUNK, _CROP = 1, 2, 3  # what random numbers are for
+"""Approximate number of images in a chunk."""
+_SLICES, _CHUNK, _CROP = 1, 2, 3  # independent streams of random numbers
 
 
 def random_crop(data: bytes, size: int, random: np.random.Generator, limits: Limits = DEFAULT_LIMITS) -> Pixels:
-    """A random square of an image file at `size` x `size` pixels, uint8 [S, S, 3], mirrored half of the time.
+    """Decodes a random square of an image file, as `decode_image` does, and mirrors half of the squares.
 
-    The square has 80 to 100 % of the largest one's area and lies anywhere in the picture. Four numbers are drawn,
-    whatever the image; it is decoded as `decode_image` does.
+    The square has 80 to 100 % of the largest one's area, anywhere in the image.
+
+    Args:
+        data: The file's bytes.
+        size: The side of the result, S, in pixels.
+        random: Four numbers are drawn, whatever the image.
+        limits: See `decode_image`.
+
+    Returns:
+        sRGB, uint8 [S, S, 3].
 
     Raises:
-        ImageError: the bytes cannot be decoded.
+        ImageError: The bytes cannot be decoded.
     """
     area, x, y, mirror = random.random(4)
 
@@ -40,17 +48,19 @@ def random_crop(data: bytes, size: int, random: np.random.Generator, limits: Lim
     return pixels[:, ::-1] if mirror < 0.5 else pixels
 
 
-def crop_randomness(seed: int, step: int, place: int) -> np.random.Generator:
-    """What the image in one place of a step's batch is cropped by, whoever crops it."""
-    return np.random.default_rng((seed, _CROP, step, place))
+def crop_randomness(seed: int, step: int, position: int) -> np.random.Generator:
+    """Returns the random numbers that crop the image at a position of a step's batch, on whichever worker."""
+    return np.random.default_rng((seed, _CROP, step, position))
 
 
 class StepRange(NamedTuple):
-    """Successive steps of one chunk.
+    """Consecutive steps within one chunk.
 
     Attributes:
-        epoch, chunk: counted from 0, chunks anew in each epoch.
-        first, last: steps `first` to `last - 1`, counted from the start of the training.
+        epoch: The epoch, from 0.
+        chunk: The chunk within the epoch, from 0.
+        first: The first step, counted from the start of the training.
+        last: The step after the last one.
     """
 
     epoch: int
@@ -60,17 +70,17 @@ class StepRange(NamedTuple):
 
 
 class Order:
-    """Which images each step of a training shows: a function of (seed, step), whatever came before.
+    """The assignment of images to training steps, a function of (seed, step).
 
-    An epoch is as many whole batches as there are; the images that remain are left out, other ones each time. It is a
-    permutation of slices, of one image each or of neighbours that are read together, cut into chunks of about 2048
-    images that are permuted again: enough of them to mix several slices, and few enough to be held at once. One epoch's
+    An epoch has as many whole batches as possible; each epoch leaves out other remaining images. It is a permutation of
+    slices, of one image each or of neighbours that are read together. The permutation is cut into chunks of about 2048
+    images that are permuted again: large enough to mix several slices, small enough to be held in memory. One epoch's
     permutation is held in memory.
 
     Args:
-        slices: how many images each slice has; images are numbered through all slices, from 0.
-        batch_size: images per step, no more than there are.
-        seed: at least 0.
+        slices: The number of images in each slice; images are numbered through all slices, from 0.
+        batch_size: The number of images per step, at most the total.
+        seed: At least 0.
     """
 
     def __init__(self, slices: np.ndarray, batch_size: int, seed: int) -> None:
@@ -81,26 +91,26 @@ class Order:
         self._epoch: int | None = None
 
     def step_ranges(self, first_step: int, last_step: int) -> Iterator[StepRange]:
-        """The chunks that steps `first_step` to `last_step - 1` are made of."""
+        """Yields the steps `first_step` to `last_step - 1`, chunk by chunk."""
         while first_step < last_step:
-            epoch, at = divmod(first_step, self.steps_per_epoch)
-            chunk = at // self.steps_per_chunk
+            epoch, step = divmod(first_step, self.steps_per_epoch)
+            chunk = step // self.steps_per_chunk
             end = epoch * self.steps_per_epoch + min(self.steps_per_epoch, (chunk + 1) * self.steps_per_chunk)
             yield StepRange(epoch, chunk, first_step, min(end, last_step))
             first_step = end
 
-    def images(self, part: StepRange) -> np.ndarray:
-        """The numbers of a part's images, `batch_size` of them for each of its steps."""
-        self._enter(part.epoch)
+    def images(self, steps: StepRange) -> np.ndarray:
+        """Returns the numbers of the images of some steps, `batch_size` for each step."""
+        self._enter(steps.epoch)
         length = self.steps_per_chunk * self.batch_size
-        places = np.arange(part.chunk * length, min((part.chunk + 1) * length, self.total))
-        images = places + self._shifts[np.searchsorted(self._ends, places, side="right")]
-        images = np.random.default_rng((self.seed, _CHUNK, part.epoch, part.chunk)).permutation(images)
-        first = part.first - part.epoch * self.steps_per_epoch - part.chunk * self.steps_per_chunk
-        return images[first * self.batch_size : (first + part.last - part.first) * self.batch_size]
+        positions = np.arange(steps.chunk * length, min((steps.chunk + 1) * length, self.total))
+        images = positions + self._shifts[np.searchsorted(self._ends, positions, side="right")]
+        images = np.random.default_rng((self.seed, _CHUNK, steps.epoch, steps.chunk)).permutation(images)
+        first = steps.first - steps.epoch * self.steps_per_epoch - steps.chunk * self.steps_per_chunk
+        return images[first * self.batch_size : (first + steps.last - steps.first) * self.batch_size]
 
     def _enter(self, epoch: int) -> None:
-        """Lays the slices one after the other: where each one ends in the epoch, and how far its images move there."""
+        """Computes where each slice of a shuffled epoch ends, and the offsets from positions to image numbers."""
         if epoch == self._epoch:
             return
         self._epoch = epoch

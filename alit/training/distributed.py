@@ -1,7 +1,7 @@
-"""What the workers of one training step agree on; with one worker, or none, every function is the identity.
+"""Communication between the workers of a training step; with one process, every function is the identity.
 
-Training is written for one worker that sees the whole batch. Where several see a share each, sums over the batch go
-through here, so that they follow the one step by step.
+Training is written for one worker that has the whole batch. Where several workers have a share each, sums over the
+batch use these functions, so that the result is the same.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torch.utils._pytree import tree_map
 
 
 def workers() -> int:
-    """How many train together."""
+    """Returns the number of workers."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """Returns the rank of this worker, from 0."""
     return dist.get_rank() if workers() > 1 else 0
 
 
 def summed(x: Tensor) -> Tensor:
-    """The sum over workers, without gradient."""
+    """Returns the sum over workers, without gradient."""
     x = x.detach().clone()
     if workers() > 1:
         dist.all_reduce(x)
@@ -34,12 +34,12 @@ def summed(x: Tensor) -> Tensor:
 
 
 def averaged(x: Tensor) -> Tensor:
-    """The mean over workers, without gradient."""
+    """Returns the mean over workers, without gradient."""
     return summed(x) / workers()
 
 
 def gathered(x: Tensor) -> Tensor:
-    """All workers' rows, in the order of their ranks, without gradient."""
+    """Returns the rows of all workers, in the order of their ranks, without gradient."""
     x = x.detach().contiguous()
     if workers() == 1:
         return x
@@ -49,7 +49,7 @@ def gathered(x: Tensor) -> Tensor:
 
 
 def gathered_objects(item: Any) -> list[Any]:
-    """One small picklable object of each worker, in the order of their ranks."""
+    """Returns one small picklable object of each worker, in the order of their ranks."""
     if workers() == 1:
         return [item]
     items: list[Any] = [None] * workers()
@@ -58,22 +58,22 @@ def gathered_objects(item: Any) -> list[Any]:
 
 
 def own_rows(x: Tensor, dim: int = 0) -> Tensor:
-    """This worker's share of what was drawn for the whole batch."""
+    """Returns this worker's share of a tensor of the whole batch, divided along `dim`."""
     return x.tensor_split(workers(), dim)[rank()]
 
 
 def whole(x: Tensor) -> Tensor:
-    """A tensor as if it had never been sharded; every worker must call it."""
+    """Returns a tensor unsharded; every worker must call it."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def sharded_like(x: Tensor, example: Tensor) -> Tensor:
-    """A whole tensor, laid out over the workers as `example` is."""
+    """Returns an unsharded tensor with the sharding of `example`."""
     if not isinstance(example, DTensor):
         return x
     return distribute_tensor(x.to(example.device), example.device_mesh, example.placements)
 
 
 def on_cpu(tree: Any) -> Any:
-    """A nested state with every tensor whole and on the CPU; every worker must call it."""
+    """Returns a nested state with every tensor unsharded and on the CPU; every worker must call it."""
     return tree_map(lambda leaf: whole(leaf).detach().cpu() if isinstance(leaf, Tensor) else leaf, tree)

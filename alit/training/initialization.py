@@ -1,10 +1,10 @@
-"""Initial values from which a small model learns to route within minutes instead of hours.
+"""Initial values with which a small model learns to route information within minutes instead of hours.
 
-Published initial values give every token a random position, and the model must first discover which latent should look
-where. Here positions are Fourier features of the place (so that near places resemble each other), the latents of each
-iteration start spread over the image, and every attention block starts out looking at what resembles it (after
-Trockman and Kolter 2023, "Mimetic Initialization of Self-Attention Layers"). The architecture is unchanged, and all of
-it stays free to move.
+Published initial values give every token a random position embedding, and the model must first learn which latent
+should attend where. Here position embeddings are Fourier features of the location (so that near locations have similar
+embeddings), the latents of each iteration are distributed over the image, and every attention block initially attends
+to similar tokens (after Trockman and Kolter 2023, "Mimetic Initialization of Self-Attention Layers"). The architecture
+is unchanged, and all values remain trainable.
 
 Shapes: G base tokens, n latents per iteration, K iterations, D width.
 """
@@ -21,22 +21,22 @@ from alit.model.layers import Attention, Block
 from alit.tokenizer import Alit
 
 REACH = 1.0
-"""Distance in base tokens at which two places stop resembling each other."""
+"""Distance in base tokens over which the similarity of two locations decays."""
 FOCUS = 1.3
-"""Scale of queries and keys: how sharply attention starts out on what resembles the query."""
+"""Scale of queries and keys, which sets how sharply attention initially selects similar tokens."""
 COPY = 0.5
-"""How much of what it attends to an attention block adds at the start."""
+"""Initial scale of an attention block's output."""
 
 
-def _places(config: AlitConfig) -> tuple[Tensor, Tensor]:
-    """Where base tokens [G, 2] and the latents of each iteration [K, n, 2] lie, in base tokens."""
+def _locations(config: AlitConfig) -> tuple[Tensor, Tensor]:
+    """Returns the locations of base tokens [G, 2] and of the latents of each iteration [K, n, 2], in base tokens."""
     line = torch.arange(config.grid) + 0.5
     tokens = torch.cartesian_prod(line, line)
     new = config.latents_per_iteration
-    rows = max(r for r in range(1, math.isqrt(new) + 1) if new % r == 0)  # the squarest arrangement of n places
+    rows = max(r for r in range(1, math.isqrt(new) + 1) if new % r == 0)  # the squarest arrangement of n latents
     height, width = config.grid / rows, config.grid / (new // rows)
     centers = torch.cartesian_prod((torch.arange(rows) + 0.5) * height, (torch.arange(new // rows) + 0.5) * width)
-    # later iterations shift their latents within each patch, on a spiral that covers it evenly
+    # each iteration shifts its latents within their patches, to another cell of a square grid
     k = torch.arange(config.iterations)
     side = math.ceil(math.sqrt(config.iterations))
     shifts = torch.stack([(k // side + 0.5) / side - 0.5, (k % side + 0.5) / side - 0.5], dim=-1)
@@ -45,15 +45,15 @@ def _places(config: AlitConfig) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def initialize_locally(model: Alit, generator: torch.Generator) -> None:
-    """Overwrites the initial values of a model's encoder and decoder, in place."""
+    """Overwrites the initial values of a model's encoder and decoder, in place, with draws from the generator."""
     config, width = model.config, model.config.width
     frequencies = torch.randn(2, width // 2, generator=generator) / REACH
 
-    def features(places: Tensor) -> Tensor:
-        angles = places @ frequencies
+    def features(locations: Tensor) -> Tensor:
+        angles = locations @ frequencies
         return torch.cat([angles.cos(), angles.sin()], dim=-1) * (2 / width) ** 0.5
 
-    tokens, latents = _places(config)
+    tokens, latents = _locations(config)
     encoder, decoder = model.encoder, model.decoder
     at_tokens, at_latents = features(tokens), features(latents)
     encoder.positions[1:] = at_tokens
@@ -66,10 +66,11 @@ def initialize_locally(model: Alit, generator: torch.Generator) -> None:
     torch.nn.init.normal_(decoder.code_embed.weight, std=width**-0.5, generator=generator)
     for block in [*encoder.blocks, *decoder.blocks]:
         assert isinstance(block, Block)
-        _look_at_alike(block.attention, width, generator)
+        _attend_to_similar(block.attention, width, generator)
 
 
-def _look_at_alike(attention: Attention, width: int, generator: torch.Generator) -> None:
+def _attend_to_similar(attention: Attention, width: int, generator: torch.Generator) -> None:
+    """Sets equal query and key projections, and an output projection that inverts the value projection."""
     query, key, value = attention.qkv.weight.view(3, width, width)
     per_head = width // attention.heads
     for head in range(attention.heads):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -13,24 +13,40 @@ from alit.training.trainer import Trainer, TrainingBatch
 
 
 @runtime_checkable
-class Run(Protocol):
-    """What the loop tells the world: lines and pictures, validations, checkpoints. Every worker calls all of it."""
+class TrainingCallbacks(Protocol):
+    """Logging, validation and checkpoint hooks; every worker calls all of them."""
 
     def log(self, trainer: Trainer, recent: Sequence[dict[str, Tensor]], seconds: float, waited: float) -> None:
-        """The numbers of the steps since the last time, of whose `seconds` `waited` went by waiting for data."""
+        """Logs the scalars of the steps since the last call.
+
+        Args:
+            trainer: The trainer, after the last of these steps.
+            recent: The scalars of each step, of this worker.
+            seconds: The duration of these steps.
+            waited: The part of `seconds` that was spent waiting for data.
+        """
         ...
 
     def validate(self, trainer: Trainer) -> float | None:
-        """Looks at the averaged model. A score, lower being better."""
+        """Validates the averaged model and returns a score, lower being better; None without validation data."""
         ...
 
     def checkpoint(self, trainer: Trainer, score: float | None) -> None:
-        """Keeps the state."""
+        """Writes a checkpoint, with the score of this step's validation, if any."""
         ...
 
 
-def train(trainer: Trainer, batches: Iterable[TrainingBatch], run: Run) -> None:
-    """Trains from the trainer's step to the end of its recipe on the batches of these steps."""
+def train(trainer: Trainer, batches: Iterable[TrainingBatch], callbacks: TrainingCallbacks) -> None:
+    """Trains from the trainer's current step to the last step of its recipe.
+
+    Args:
+        trainer: The state of the run.
+        batches: The batches of these steps, in order.
+        callbacks: Called at the recipe's intervals and after the last step.
+
+    Raises:
+        TrainingError: The batches end too early, or a loss is not finite.
+    """
     recipe, feed = trainer.recipe, iter(batches)
 
     def due(every: int) -> bool:
@@ -39,22 +55,16 @@ def train(trainer: Trainer, batches: Iterable[TrainingBatch], run: Run) -> None:
     recent: list[dict[str, Tensor]] = []
     started, waited = time.monotonic(), 0.0
     while trainer.step < recipe.steps:
-        asked = time.monotonic()
+        requested = time.monotonic()
         batch = next(feed, None)
         if batch is None:
             raise TrainingError(f"the data ended at step {trainer.step} of {recipe.steps}")
-        waited += time.monotonic() - asked
+        waited += time.monotonic() - requested
         recent.append(trainer.train_step(batch))
         if logged := due(recipe.log_every):
-            run.log(trainer, recent, time.monotonic() - started, waited)
-        score = run.validate(trainer) if due(recipe.validate_every) else None
+            callbacks.log(trainer, recent, time.monotonic() - started, waited)
+        score = callbacks.validate(trainer) if due(recipe.validate_every) else None
         if due(recipe.checkpoint_every):
-            run.checkpoint(trainer, score)
+            callbacks.checkpoint(trainer, score)
         if logged:
             recent, started, waited = [], time.monotonic(), 0.0
-
-
-def endless(images: Tensor, ids: Sequence[str] = ()) -> Iterator[TrainingBatch]:
-    """The same batch again and again."""
-    while True:
-        yield TrainingBatch(images, ids)

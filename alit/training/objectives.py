@@ -1,7 +1,7 @@
-"""Training objectives: what each stage trains, and one step's losses.
+"""Training objectives: the trained parameters of each stage, and the losses of a step.
 
-An objective sees the images of one worker; where its losses are no means over images, it asks `alit.distributed` for
-the whole batch.
+An objective computes the losses of one worker's images; losses that are not means over images use
+`alit.training.distributed` to include the whole batch.
 
 Shapes: B batch, G base tokens, O prediction width, K iterations.
 """
@@ -28,17 +28,23 @@ from alit.training.revival import CodeRevival
 
 
 class Losses(NamedTuple):
+    """The losses of a step.
+
+    Attributes:
+        total: The loss to minimize, a scalar.
+        parts: Detached scalars to log, by name.
+    """
+
     total: Tensor
     parts: dict[str, Tensor]
-    """Detached scalars to log."""
 
 
 class Objective(ABC):
-    """A training stage: which parameters it trains and what it asks of them.
+    """The objective of a training stage.
 
     Attributes:
-        adversary: the discriminator's side, where the stage has one.
-        revival: the upkeep of the codebook that it trains, where there is one.
+        adversary: The adversarial losses, if the stage has any.
+        revival: The maintenance of the codebook that the stage trains, if any.
     """
 
     adversary: Adversary | None = None
@@ -46,25 +52,32 @@ class Objective(ABC):
 
     @abstractmethod
     def trainable(self, model: Alit) -> list[tuple[str, nn.Parameter]]:
-        """The parameters that it trains, under their names in the model."""
+        """Returns the trained parameters, with their names in the model."""
 
     @abstractmethod
     def losses(self, model: Alit, images: Tensor, step: int, generator: torch.Generator) -> Losses:
-        """Of float images [B, 3, H, W] in [0, 1]; the generator is in the same state on every worker."""
+        """Computes the losses of a step.
+
+        Args:
+            model: The model in training.
+            images: Floats [B, 3, H, W] in [0, 1].
+            step: The training step.
+            generator: In the same state on every worker.
+        """
 
     def codebook(self, model: Alit) -> Tensor:
-        """What `revival` keeps in use."""
+        """Returns the codebook that `revival` maintains."""
         assert model.codebook is not None
         return model.codebook.weight
 
     def after_step(self, model: Alit, step: int, generator: torch.Generator) -> None:
-        """Upkeep outside the gradient."""
+        """Maintains the codebook after an optimizer step."""
         if self.revival is not None:
             self.revival.revive(self.codebook(model), step, generator)
 
 
 def objective_for(model: Alit, recipe: Recipe, perceptual: Perceptual | None = None) -> Objective:
-    """The objective that a recipe describes."""
+    """Creates the objective of a recipe's stage; `perceptual` is LPIPS, which distillation does not use."""
     if isinstance(recipe, BaseRecipe):
         return BaseObjective(model, recipe, perceptual)
     if isinstance(recipe, FinetuneRecipe):
@@ -74,16 +87,17 @@ def objective_for(model: Alit, recipe: Recipe, perceptual: Perceptual | None = N
 
 
 def no_decay(name: str, parameter: nn.Parameter) -> bool:
+    """Returns whether a parameter is exempt from weight decay: vectors, embeddings and codebooks."""
     return parameter.ndim < 2 or "codebook" in name or "position" in name or "embedding" in name or "token" in name
 
 
 def _used(model: Alit, name: str) -> bool:
-    """Whether a parameter takes part at all: image tokens are masked with halting only."""
+    """Returns whether a parameter affects the output: the mask token is used with halting only."""
     return name != "encoder.mask_token" or model.config.halting != "off"
 
 
 def _halting_noise(model: Alit, count: int, generator: torch.Generator) -> Tensor | None:
-    """Noise for this worker's images out of what was drawn for the whole batch, [K, B, G]."""
+    """Draws noise for the whole batch and returns that of this worker's images, [K, B, G]; None unless sampled."""
     if model.config.halting != "sampled":
         return None
     batch = count * distributed.workers()
@@ -92,7 +106,13 @@ def _halting_noise(model: Alit, count: int, generator: torch.Generator) -> Tenso
 
 
 class PixelLoss:
-    """L1, LPIPS and the adversary on decoded images, shared by the stages that look at pixels."""
+    """L1, LPIPS and adversarial loss on decoded images.
+
+    Args:
+        recipe: The recipe of the stage.
+        perceptual: LPIPS, if available.
+        lengths: The number of lengths that the discriminator distinguishes.
+    """
 
     def __init__(self, recipe: AdversarialRecipe, perceptual: Perceptual | None, lengths: int) -> None:
         self.perceptual, self.perceptual_weight = perceptual, recipe.perceptual_weight
@@ -100,7 +120,7 @@ class PixelLoss:
         if recipe.gan_weight:
             size = {"width": recipe.discriminator_width, "layers": recipe.discriminator_layers}
             kind = PatchDiscriminator if recipe.discriminator == "shared" else DiscriminatorPerLength
-            # initial values from the recipe's seed, whatever was drawn before
+            # initial values depend on the recipe's seed only
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(recipe.seed)
                 discriminator = kind(lengths, **size)
@@ -109,6 +129,7 @@ class PixelLoss:
             )
 
     def __call__(self, model: Alit, images: Tensor, decoded: Tensor, length: int, step: int) -> Losses:
+        """Returns the losses of decoded images at the length of index `length`."""
         decoded = decoded.float()
         total = l1 = (decoded - images).abs().mean()
         parts = {"l1": l1.detach()}
@@ -117,15 +138,15 @@ class PixelLoss:
             total = total + self.perceptual_weight * perceptual
             parts["perceptual"] = perceptual.detach()
         if self.adversary is not None:
-            pull = self.adversary.generator_loss(images, decoded, length, step, total, model.base.last_layer)
-            if pull is not None:
-                total = total + pull
-                parts["gan"] = pull.detach()
+            adversarial = self.adversary.generator_loss(images, decoded, length, step, total, model.base.last_layer)
+            if adversarial is not None:
+                total = total + adversarial
+                parts["gan"] = adversarial.detach()
         return Losses(total, parts)
 
 
 class BaseObjective(Objective):
-    """The base tokenizer from pixels: reconstruction, and codebook and commitment loss or KL divergence."""
+    """Trains the base tokenizer: pixel losses, and codebook and commitment loss or KL divergence."""
 
     def __init__(self, model: Alit, recipe: BaseRecipe, perceptual: Perceptual | None = None) -> None:
         self.recipe = recipe
@@ -135,13 +156,16 @@ class BaseObjective(Objective):
         self.revival = CodeRevival(model.base.prediction_dim) if discrete else None
 
     def trainable(self, model: Alit) -> list[tuple[str, nn.Parameter]]:
+        """See `Objective`."""
         return [(f"base.{name}", parameter) for name, parameter in model.base.named_parameters()]
 
     def codebook(self, model: Alit) -> Tensor:
+        """See `Objective`."""
         assert isinstance(model.base, VQGAN)
         return model.base.codebook.weight
 
     def losses(self, model: Alit, images: Tensor, step: int, generator: torch.Generator) -> Losses:
+        """See `Objective`."""
         latents, extra, name = (
             self._discrete(model.base, images, step)
             if isinstance(model.base, VQGAN)
@@ -155,8 +179,8 @@ class BaseObjective(Objective):
         assert tokens.ids_BG is not None
         assert self.revival is not None
         latents, rows = tokens.latents_BDhw.float(), tokens.target_BDhw.float()
-        # without quantization first, and without commitment: too early a codebook folds the latents into the few
-        # dimensions of colour, and they stay there
+        # at first without quantization and commitment: a codebook that applies too early collapses the latents into the
+        # few dimensions of colour, and they do not recover
         quantized = step >= self.recipe.quantize_from
         loss = F.mse_loss(rows, latents.detach())
         if quantized:
@@ -174,7 +198,7 @@ class BaseObjective(Objective):
 
 
 class DistillObjective(Objective):
-    """The first stage: on a frozen base, predict its tokens from the latents of all or some iterations."""
+    """Trains latent distillation on a frozen base: its tokens are predicted from the latents of each iteration."""
 
     def __init__(self, model: Alit, recipe: DistillRecipe) -> None:
         self.recipe = recipe
@@ -183,17 +207,19 @@ class DistillObjective(Objective):
         self.revival = CodeRevival(size, floor=0.15) if size else None
 
     def trainable(self, model: Alit) -> list[tuple[str, nn.Parameter]]:
+        """See `Objective`."""
         named = model.named_parameters()
         return [(name, p) for name, p in named if not name.startswith("base.") and _used(model, name)]
 
     def _supervised(self, iterations: int, generator: torch.Generator) -> list[int]:
-        """Which iterations, from 0, this step supervises; the last of them is the rollout's depth."""
+        """Draws the iterations, from 0, that a step supervises; the rollout ends at the last one."""
         depth = iterations
         if self.recipe.sample_depth:
             depth = 1 + int(torch.randint(iterations, (), generator=generator))
         return sorted(torch.randperm(depth, generator=generator)[: self.iterations].tolist())
 
     def losses(self, model: Alit, images: Tensor, step: int, generator: torch.Generator) -> Losses:
+        """See `Objective`."""
         recipe = self.recipe
         with torch.no_grad():
             base = model.base.encode(images)
@@ -238,9 +264,9 @@ class DistillObjective(Objective):
 
 
 class FinetuneObjective(Objective):
-    """Everything trained on the pixels of one length per step, each length in turn (the second stage).
+    """Trains the whole model on the pixels of one length per step, each length in turn.
 
-    The base's codebook stays: predictions are mixtures of its rows.
+    The base's codebook stays frozen, as predictions are mixtures of its rows.
     """
 
     def __init__(self, model: Alit, recipe: FinetuneRecipe, perceptual: Perceptual | None = None) -> None:
@@ -250,10 +276,12 @@ class FinetuneObjective(Objective):
         self.revival = CodeRevival(size) if size else None
 
     def trainable(self, model: Alit) -> list[tuple[str, nn.Parameter]]:
+        """See `Objective`."""
         frozen = "base.codebook.weight"
         return [(name, p) for name, p in model.named_parameters() if name != frozen and _used(model, name)]
 
     def losses(self, model: Alit, images: Tensor, step: int, generator: torch.Generator) -> Losses:
+        """See `Objective`."""
         k = step % model.config.iterations
         base = model.base.encode(images)
         noise = _halting_noise(model, len(images), generator)

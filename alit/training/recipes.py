@@ -1,6 +1,6 @@
-"""How each stage is trained: frozen dataclasses, presets as functions.
+"""Hyperparameters of each training stage: frozen dataclasses, with presets as functions.
 
-A run's folder and its weights folder both keep the resolved recipe.
+A run's folder and its weights folder both store the resolved recipe.
 """
 
 from __future__ import annotations
@@ -14,33 +14,34 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from alit.errors import ConfigError
+from alit.validation import require, require_range
 
 PUBLISHED_WEIGHTS = (2.5, 2.0, 1.5, 1.25)
-"""Cross-entropy weights of the first iterations in the published first stage; 1 from there on."""
+"""Loss weights of the first iterations in the published first stage; later iterations have a weight of 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """What all stages have in common.
+    """Hyperparameters that all stages share.
 
     Attributes:
-        steps: optimizer steps in all; the learning rate ends at 0 there.
-        batch_size: images per step, over all workers.
-        accumulate: parts that a worker cuts its share into, one after the other, to save memory.
-        learning_rate: its peak, after `warmup` steps and before the cosine.
-        warmup: steps of linear warmup.
-        weight_decay: on matrices only.
-        clip: largest gradient norm.
-        ema: decay of the averaged weights, which are the ones that are kept.
-        bf16: compute in bfloat16 where that is safe.
-        compile: compile the network's blocks; pays on GPUs.
-        recompute: keep no activations inside transformer blocks, recompute them on the way back.
-        sharding: ddp: every worker has the whole model; fsdp: parameters and optimizer state are spread over workers.
-        seed: of initial values, order and crops.
-        log_every: steps between lines of progress.
-        validate_every: steps between validations.
-        checkpoint_every: steps between checkpoints.
-        keep: checkpoints to keep, beside the best.
+        steps: Total number of optimizer steps; the learning rate reaches 0 at the last one.
+        batch_size: Images per step, over all workers.
+        accumulate: Number of parts of a worker's share that are processed one after the other, to save memory.
+        learning_rate: Peak learning rate, between the warmup and the cosine decay.
+        warmup: Steps of linear warmup.
+        weight_decay: Weight decay, on matrices only.
+        clip: Largest gradient norm.
+        ema: Decay of the averaged weights, which are the ones exported.
+        bf16: Compute in bfloat16 where that is safe.
+        compile: Compile the network's blocks; worthwhile on GPUs.
+        recompute: Activation checkpointing: recompute the activations of transformer blocks in the backward pass.
+        sharding: ddp: every worker holds the whole model; fsdp: parameters and optimizer state are sharded.
+        seed: Seed of initial values, order and crops.
+        log_every: Steps between log lines.
+        validate_every: Steps between validations.
+        checkpoint_every: Steps between checkpoints.
+        keep: Number of checkpoints to keep, in addition to the best.
     """
 
     steps: int = 2000
@@ -66,33 +67,34 @@ class Recipe:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             _require_type(field.name, value, _annotation(type(self), field.name))
-            if field.name in (*counts, "keep") and value < 1:
-                raise ConfigError(f"{field.name} must be at least 1, got {value}")
-            if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"{field.name} must be a number from 0, got {value}")
-        if not self.learning_rate:
-            raise ConfigError("learning_rate must be above 0, got 0.0")
-        if not 0 <= self.ema < 1:
-            raise ConfigError(f"ema must lie from 0 to below 1, got {self.ema}")
+            if field.name in (*counts, "keep"):
+                _require_positive(field.name, value)
+            if isinstance(value, float):
+                valid = math.isfinite(value) and value >= 0
+                require(valid, f"{field.name} must be a number from 0, got {value}", ConfigError)
+        require(self.learning_rate > 0, "learning_rate must be above 0, got 0.0", ConfigError)
+        require(0 <= self.ema < 1, f"ema must lie from 0 to below 1, got {self.ema}", ConfigError)
 
     def rate(self, step: int) -> float:
-        """The learning rate's share of its peak at a step: linear warmup, then a cosine to 0."""
+        """Returns the ratio of the learning rate at a step to its peak: linear warmup, then cosine decay to 0."""
         warm = min(1.0, (step + 1) / self.warmup)
         return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdversarialRecipe(Recipe):
-    """What the stages that look at pixels have in common.
+    """Hyperparameters that the stages with pixel losses share.
 
     Attributes:
-        perceptual_weight: of LPIPS, where its files are given.
-        gan_weight: of the discriminator's pull on the last layer, relative to the reconstruction's; 0 for none.
-        gan_from: the step from which generator and discriminator play.
-        gan_ramp: steps over which the weight grows.
-        gan_learning_rate: the discriminator's peak.
-        discriminator: shared: one, told how many tokens a picture has; per-length: one for every count.
-        discriminator_width, discriminator_layers: its size.
+        perceptual_weight: Weight of LPIPS, if its files are given.
+        gan_weight: Weight of the adversarial loss; 0 for no discriminator. At 1, its gradient at the last layer is as
+            large as that of the reconstruction loss.
+        gan_from: First step of adversarial training.
+        gan_ramp: Steps over which the adversarial weight rises from 0.
+        gan_learning_rate: Peak learning rate of the discriminator.
+        discriminator: shared: one discriminator, conditioned on the number of tokens; per-length: one for every number.
+        discriminator_width: Channels of the discriminator's first layer.
+        discriminator_layers: Number of the discriminator's downsampling layers.
     """
 
     perceptual_weight: float = 1.0
@@ -107,20 +109,19 @@ class AdversarialRecipe(Recipe):
     def __post_init__(self) -> None:
         Recipe.__post_init__(self)
         for name in ("gan_ramp", "discriminator_layers"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.discriminator_width < 8 or self.discriminator_width % 8:
-            raise ConfigError(f"discriminator_width must be a multiple of 8, got {self.discriminator_width}")
+            _require_positive(name, getattr(self, name))
+        width = self.discriminator_width
+        require(width >= 8 and width % 8 == 0, f"discriminator_width must be a multiple of 8, got {width}", ConfigError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BaseRecipe(AdversarialRecipe):
-    """The base tokenizer from pixels.
+    """Hyperparameters of the first stage, which trains the base tokenizer.
 
     Attributes:
-        quantize_from: the step from which a VQGAN's latents are quantized, and held to their codes.
-        commitment: weight of the latents' distance to their codes.
-        kl_weight: of a KL base's divergence.
+        quantize_from: Step from which a VQGAN's latents are quantized and the commitment loss applies.
+        commitment: Weight of the commitment loss.
+        kl_weight: Weight of the KL divergence of a KL base.
     """
 
     quantize_from: int = 250
@@ -130,19 +131,19 @@ class BaseRecipe(AdversarialRecipe):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistillRecipe(Recipe):
-    """Latent distillation on a frozen base.
+    """Hyperparameters of latent distillation on a frozen base.
 
     Attributes:
-        grad_iterations: how many of the rollout's iterations are supervised each step, drawn at random; all when None.
-        sample_depth: draw the rollout's depth too, evenly from 1 to the deepest.
-        quantize_from: the step from which latents are quantized.
-        quantize_over: steps over which they go from continuous to quantized.
-        code_weight: of the cross-entropy of the base's ids.
-        latent_weight: of the squared error of the predicted base latents, relative to their variance.
-        pixel_weight: of the L1 error of the decoded image, for one of the supervised iterations.
-        pixel_from: the step from which pixels count.
-        iteration_weights: of each iteration's loss; 1 where the list ends.
-        local_start: begin with the initial values from which small models learn fast, on a base without distillation.
+        grad_iterations: Number of randomly drawn rollout iterations that each step supervises; all when None.
+        sample_depth: Also draw the rollout's depth, uniformly from 1 to the maximum.
+        quantize_from: Step from which latents are quantized.
+        quantize_over: Steps of the transition from continuous to quantized latents.
+        code_weight: Weight of the cross-entropy of the base's ids.
+        latent_weight: Weight of the squared error of the predicted base latents, relative to their variance.
+        pixel_weight: Weight of the L1 error of the decoded image, for one of the supervised iterations.
+        pixel_from: Step from which the pixel loss applies.
+        iteration_weights: Weight of each iteration's loss; 1 beyond the end of the list.
+        local_start: For a base without distillation, start from initial values with which small models learn fast.
     """
 
     grad_iterations: int | None = None
@@ -159,13 +160,12 @@ class DistillRecipe(Recipe):
     def __post_init__(self) -> None:
         Recipe.__post_init__(self)
         for name in ("grad_iterations", "quantize_over"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
+            _require_positive(name, getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneRecipe(AdversarialRecipe):
-    """Everything trained on the pixels, one length per step."""
+    """Hyperparameters of finetuning the whole model on pixels, one length per step."""
 
     learning_rate: float = 1e-4
 
@@ -175,7 +175,7 @@ RECIPES: dict[str, type[Recipe]] = {"base": BaseRecipe, "distill": DistillRecipe
 
 
 def _nano(stage: Stage) -> Recipe:
-    """For one machine's CPUs, in an hour or two."""
+    """Returns the recipe of the packaged model, which trains on one machine's CPUs in an hour or two."""
     if stage == "base":
         return BaseRecipe(steps=2400)
     if stage == "distill":
@@ -184,7 +184,7 @@ def _nano(stage: Stage) -> Recipe:
 
 
 def _published(stage: Stage) -> Recipe:
-    """The paper's, for 200 epochs of ImageNet."""
+    """Returns the recipe of the paper, for 200 epochs of ImageNet."""
     shared: dict[str, Any] = {
         "weight_decay": 0.05, "ema": 0.9999, "clip": 3.0, "compile": True, "log_every": 50, "validate_every": 5000,
         "checkpoint_every": 2500,
@@ -208,25 +208,34 @@ def _published(stage: Stage) -> Recipe:
 RECIPE_PRESETS: dict[str, Callable[[Stage], Recipe]] = {
     name: _nano if name == "nano" else _published for name in ("nano", "tiny", "small", "base", "semilarge")
 }
-"""The recipe of each stage for every model preset of `alit.config`."""
+"""The recipe of each stage, for every model preset of `alit.model.presets`."""
 
 
 def recipe_from(stage: Stage, preset: str, changes: dict[str, Any] | None = None) -> Recipe:
-    """A preset's recipe with some fields changed.
+    """Returns a preset's recipe with changed fields.
+
+    Args:
+        stage: The training stage.
+        preset: The name of a model preset.
+        changes: New values, by field; lists stand for tuples, and integers for floats.
 
     Raises:
-        ConfigError: an unknown preset, or an unknown field or value, named.
+        ConfigError: The preset, a field or a value is invalid; the message names it.
     """
     if preset not in RECIPE_PRESETS:
         raise ConfigError(f"the preset must be one of {', '.join(RECIPE_PRESETS)}, got {preset!r}")
-    given = RECIPE_PRESETS[preset](stage)
-    known = [field.name for field in dataclasses.fields(given)]
+    recipe = RECIPE_PRESETS[preset](stage)
+    known = [field.name for field in dataclasses.fields(recipe)]
     for name in changes or {}:
         if name not in known:
             raise ConfigError(f"a recipe for {stage} has no field {name!r}; it has {', '.join(known)}")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in (changes or {}).items()}
-    values = {k: float(v) if _wants_float(type(given), k) and type(v) is int else v for k, v in values.items()}
-    return dataclasses.replace(given, **values)
+    values = {k: float(v) if _wants_float(type(recipe), k) and type(v) is int else v for k, v in values.items()}
+    return dataclasses.replace(recipe, **values)
+
+
+def _require_positive(name: str, value: int | None) -> None:
+    require_range(name, value, 1, error=ConfigError)
 
 
 def _annotation(kind: type, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Upkeep of codebooks outside the gradient: a code that is hardly ever chosen is moved to where it is needed.
+"""Maintenance of codebooks outside the gradient: codes that are rarely chosen are replaced.
 
 Shapes: M vectors, C code width.
 """
@@ -12,15 +12,18 @@ from alit.training import distributed
 
 
 class CodeRevival:
-    """Keeps every code in use: a code that is hardly ever chosen is moved onto a vector of the current batch.
+    """Replaces codes that are rarely chosen with vectors of the current batch.
 
-    Counts and vectors are those of all workers' shares, so that every worker's codebook stays the same.
+    Counts and vectors come from all workers, so that their codebooks stay equal.
 
     Args:
-        size: rows of the codebook.
-        decay: of the running share that each code has of the choices.
-        every: steps between revivals.
-        floor: share of an even use below which a code counts as dead.
+        size: The number of rows of the codebook.
+        decay: The decay of the moving average of each code's usage.
+        every: The number of steps between revivals.
+        floor: A code is dead if its usage falls below this share of uniform usage.
+
+    Attributes:
+        usage: The moving average of each code's share of all choices.
     """
 
     def __init__(self, size: int, *, decay: float = 0.99, every: int = 20, floor: float = 0.05) -> None:
@@ -30,7 +33,7 @@ class CodeRevival:
         self._counts: list[Tensor] = []
 
     def observe(self, ids: Tensor, vectors: Tensor) -> None:
-        """Counts one batch: ids [M] and the vectors [M, C] that they were chosen for."""
+        """Counts the ids [M] of one batch, and keeps the vectors [M, C] that were quantized."""
         ids = ids.reshape(-1)
         counts = ids.new_zeros(len(self.usage), dtype=torch.float32)  # exact to 16.8 M choices
         self._counts.append(counts.index_add_(0, ids, torch.ones_like(ids, dtype=torch.float32)))
@@ -38,7 +41,13 @@ class CodeRevival:
 
     @torch.no_grad()
     def revive(self, codebook: Tensor, step: int, generator: torch.Generator) -> None:
-        """Takes in what was observed, and moves dead codes where this step is one at which that is done."""
+        """Updates the usage, and replaces dead codes in place if this step is due.
+
+        Args:
+            codebook: The codebook, which may be sharded.
+            step: The training step.
+            generator: In the same state on every worker.
+        """
         if self._counts:
             for counts in distributed.summed(torch.stack(self._counts)).to("cpu", self.usage.dtype):
                 self.usage.lerp_(counts / counts.sum(), 1 - self.decay)
@@ -46,7 +55,7 @@ class CodeRevival:
         if (step + 1) % self.every or self.vectors is None:
             return
         dead = (self.usage < self.floor / len(self.usage)).nonzero().squeeze(-1)
-        if step > self.every:  # a few at a time, so that the decoder can follow; all of them to begin with
+        if step > self.every:  # a few at a time, so that the decoder can adapt; all of them at the start
             dead = dead[torch.randperm(len(dead), generator=generator)[: len(self.usage) // 16]]
         vectors = distributed.gathered(self.vectors)
         chosen = torch.randint(len(vectors), (len(dead),), generator=generator)
@@ -57,7 +66,9 @@ class CodeRevival:
         self.usage[dead] = 1 / len(self.usage)
 
     def state_dict(self) -> dict[str, Tensor]:
+        """Returns the state that a checkpoint stores."""
         return {"usage": self.usage.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restores the output of `state_dict`."""
         self.usage.copy_(state["usage"])

@@ -1,6 +1,6 @@
-"""One training run's state and its loop, without Ray and without storage: both come from outside.
+"""The state and the step of a training run, independent of Ray and of storage.
 
-The same code trains alone, or as one of several workers of a `torch.distributed` group.
+The same code runs in a single process, or as one of several workers of a `torch.distributed` group.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from alit.training import distributed
 from alit.training.objectives import Losses, Objective, no_decay
 from alit.training.recipes import AdversarialRecipe, Recipe
 
-FREE_TO_CHANGE = frozenset(
+CHANGEABLE_FIELDS = frozenset(
     "steps accumulate compile recompute sharding log_every validate_every checkpoint_every keep".split()
 )
-"""Fields of a recipe in which a run may differ from the checkpoint that it goes on from."""
+"""Fields of a recipe in which a run may differ from the checkpoint that it resumes."""
 
 
 class TrainingBatch(NamedTuple):
-    """One worker's share of a step.
+    """One worker's share of a step's images.
 
     Attributes:
         images: uint8 [B, 3, H, W].
-        ids: whose they are.
-        rejects: id, reason and message of images that should have been among them and could not be decoded.
+        ids: The ids of the images, for error messages.
+        rejects: Id, reason and message of the images of this share that could not be decoded.
     """
 
     images: Tensor
@@ -43,8 +43,13 @@ class TrainingBatch(NamedTuple):
     rejects: Sequence[tuple[str, str, str]] = ()
 
 
-class Stage(nn.Module):
-    """Model and objective as the one module that workers share: its forward is a step's losses."""
+class LossModule(nn.Module):
+    """Model and objective as one module, whose forward computes the losses: the unit that DDP and FSDP wrap.
+
+    Args:
+        model: The model to train.
+        objective: The objective of its stage.
+    """
 
     def __init__(self, model: Alit, objective: Objective) -> None:
         super().__init__()
@@ -52,16 +57,25 @@ class Stage(nn.Module):
         self.losses = objective.losses
 
     def forward(self, images: Tensor, step: int, generator: torch.Generator) -> Losses:
+        """Computes the losses of float images [B, 3, H, W] in [0, 1]."""
         return self.losses(self.model, images, step, generator)
 
 
 class Trainer:
-    """Model, averaged model, optimizers and position: all that a checkpoint holds.
+    """Model, averaged model, optimizers and step: everything that a checkpoint holds.
 
     Args:
-        model: on the device where it is to be trained; the same initial values on every worker.
-        objective: the stage.
-        recipe: its hyperparameters.
+        model: On the training device, with the same initial values on every worker.
+        objective: The objective of the stage.
+        recipe: Its hyperparameters.
+
+    Attributes:
+        step: The number of steps done.
+        generator: The source of all random numbers in training, in the same state on every worker.
+        average: The moving averages of the trained parameters, by name.
+
+    Raises:
+        ConfigError: The recipe requires several workers, and there is only one.
     """
 
     def __init__(self, model: Alit, objective: Objective, recipe: Recipe) -> None:
@@ -73,8 +87,8 @@ class Trainer:
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in trained)
         self._adapt(model)
-        self.stage = self._share(Stage(model, objective))
-        named = objective.trainable(model)  # once more: sharding has put others in their place
+        self.loss_module = self._distribute(LossModule(model, objective))
+        named = objective.trainable(model)  # again, as sharding replaces parameters
         self.parameters = [parameter for _, parameter in named]
         self.average = {name: parameter.detach().clone() for name, parameter in named}
         groups = [
@@ -103,39 +117,42 @@ class Trainer:
             if self.recipe.compile and isinstance(part, (Block, VQGANEncoder, VQGANDecoder)):
                 part.compile()
 
-    def _share(self, stage: Stage) -> nn.Module:
+    def _distribute(self, module: LossModule) -> nn.Module:
         if self.recipe.sharding == "fsdp":
             if not torch.distributed.is_initialized():
-                raise ConfigError("sharding=fsdp spreads the model over workers; it needs --workers 2 or more")
-            for part in stage.modules():
+                raise ConfigError("sharding=fsdp shards the model over workers; it needs --workers 2 or more")
+            for part in module.modules():
                 if isinstance(part, Block):
                     fully_shard(part)
-            fully_shard(stage)
-            return stage
+            fully_shard(module)
+            return module
         if distributed.workers() == 1:
-            return stage
-        # a shallow rollout leaves the recursive norm out, and sampled halting at times the mask token
-        return DistributedDataParallel(stage, broadcast_buffers=False, find_unused_parameters=True)
+            return module
+        # a rollout of depth 1 does not use the recursive norm, and sampled halting may not use the mask token
+        return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
 
     # ---------------------------------------------------------------- a step
 
     def train_step(self, batch: TrainingBatch) -> dict[str, Tensor]:
-        """One optimizer step on this worker's share; returns scalars, not yet averaged over workers.
+        """Runs one optimizer step on this worker's share of the images.
+
+        Returns:
+            Scalars to log, not yet averaged over workers.
 
         Raises:
-            TrainingError: a loss or its gradient is not finite on some worker; nothing was updated.
+            TrainingError: A loss or its gradient is not finite on some worker; nothing was updated.
         """
-        share = self.recipe.rate(self.step)
+        rate = self.recipe.rate(self.step)
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = self.peaks[name] * share
+                group["lr"] = self.peaks[name] * rate
             optimizer.zero_grad(set_to_none=True)
         parts = batch.images.chunk(self.recipe.accumulate)
         total: dict[str, Tensor] = {}
         for number, images_u8 in enumerate(parts):
             images = images_u8.to(self.device, non_blocking=True).float().div_(255)
             images = images.contiguous(memory_format=torch.channels_last)
-            self._share_gradients(number == len(parts) - 1)
+            self._synchronize_gradients(number == len(parts) - 1)
             for name, value in self._backward(images, batch.ids, len(parts)).items():
                 total[name] = total.get(name, 0) + value / len(parts)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
@@ -151,23 +168,23 @@ class Trainer:
         return total
 
     def _backward(self, images: Tensor, ids: Sequence[str], parts: int) -> dict[str, Tensor]:
-        """Adds the gradients of one part of the share, of the model and then of the discriminator."""
+        """Accumulates the gradients of one part of the share: the model's, then the discriminator's."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
-            losses: Losses = self.stage(images, self.step, self.generator)
+            losses: Losses = self.loss_module(images, self.step, self.generator)
         self._require_finite(losses.total, "loss", ids)
         (losses.total / parts).backward()
-        numbers = {"loss": losses.total.detach()} | losses.parts
-        if (adversary := self.objective.adversary) is not None and adversary.pictures is not None:
+        scalars = {"loss": losses.total.detach()} | losses.parts
+        if (adversary := self.objective.adversary) is not None and adversary.examples is not None:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
                 loss = adversary.discriminator_loss()
             self._require_finite(loss, "discriminator's loss", ids)
             (loss / parts).backward()
-            numbers["discriminator"] = loss.detach()
-        return numbers
+            scalars["discriminator"] = loss.detach()
+        return scalars
 
-    def _share_gradients(self, last: bool) -> None:
-        """Whether this backward pass sends gradients to the other workers: once per step, at the last part."""
-        wrapped = [self.stage] + ([self.objective.adversary.shared] if self.objective.adversary else [])
+    def _synchronize_gradients(self, last: bool) -> None:
+        """Makes the next backward pass send gradients to the other workers only for the last part of the share."""
+        wrapped = [self.loss_module] + ([self.objective.adversary.shared] if self.objective.adversary else [])
         for module in wrapped:
             if isinstance(module, DistributedDataParallel):
                 module.require_backward_grad_sync = last
@@ -177,11 +194,11 @@ class Trainer:
     def _require_finite(self, loss: Tensor, what: str, ids: Sequence[str]) -> None:
         if torch.isfinite(distributed.averaged(loss)):
             return
-        bad = [] if torch.isfinite(loss) else list(ids)
-        found = [name for part in distributed.gathered_objects(bad) for name in part]
-        shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+        own = [] if torch.isfinite(loss) else list(ids)
+        names = [name for part in distributed.gathered_objects(own) for name in part]
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         raise TrainingError(
-            f"the {what} at step {self.step} is {loss.item() if bad else 'not finite on another worker'}; nothing was "
+            f"the {what} at step {self.step} is {loss.item() if own else 'not finite on another worker'}; nothing was "
             f"updated. The images were {shown or 'not named'}. A lower --learning-rate, or --no-bf16, may help"
         )
 
@@ -191,12 +208,12 @@ class Trainer:
         for average, parameter in zip(self.average.values(), self.parameters, strict=True):
             average.lerp_(parameter, 1 - decay)
 
-    # ---------------------------------------------------------------- what it has become
+    # ---------------------------------------------------------------- exporting and resuming state
 
     def averaged_model(self) -> Alit:
-        """The model with its averaged weights, in inference mode; every worker must call it.
+        """Returns the model with averaged weights, in eval mode; every worker must call it.
 
-        It shares its tensors with this trainer: use it before the next step.
+        It shares tensors with this trainer, and is valid until the next step.
         """
         with torch.device("meta"):
             model = Alit(self.model.config)
@@ -206,7 +223,7 @@ class Trainer:
         return model.eval().requires_grad_(False)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, whole and on the CPU, whatever the number of workers; every worker must call it."""
+        """Returns the complete state, unsharded and on the CPU; every worker must call it."""
         adversary = self.objective.adversary
         revival = self.objective.revival
         return distributed.on_cpu(
@@ -226,15 +243,15 @@ class Trainer:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state_dict` gave, with any number of workers.
+        """Resumes from the output of `state_dict`, with any number of workers.
 
         Raises:
-            TrainingError: it belongs to another stage, model or recipe; the field is named.
+            TrainingError: The state belongs to another stage, model or recipe; the message names the field.
         """
         if state["stage"] != type(self.recipe).__name__:
             raise TrainingError(f"the checkpoint is of a {state['stage']}, this run has a {type(self.recipe).__name__}")
         _require_same("model", state["model_config"], self.model.config.to_json())
-        fixed = {k: v for k, v in state["recipe"].items() if k not in FREE_TO_CHANGE}
+        fixed = {k: v for k, v in state["recipe"].items() if k not in CHANGEABLE_FIELDS}
         _require_same("recipe", fixed, dataclasses.asdict(self.recipe))
         for name, tensor in self.model.state_dict().items():
             tensor.copy_(distributed.sharded_like(state["model"][name], tensor))
@@ -250,14 +267,14 @@ class Trainer:
         self.step = state["step"]
 
 
-def _require_same(what: str, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def _require_same(what: str, saved: Mapping[str, Any], requested: Mapping[str, Any]) -> None:
     for name, value in saved.items():
-        if isinstance(value, Mapping) and isinstance(asked.get(name), Mapping):
-            _require_same(f"{what}.{name}", value, asked[name])
-        elif json.dumps(asked.get(name)) != json.dumps(value):
+        if isinstance(value, Mapping) and isinstance(requested.get(name), Mapping):
+            _require_same(f"{what}.{name}", value, requested[name])
+        elif json.dumps(requested.get(name)) != json.dumps(value):
             raise TrainingError(
-                f"the checkpoint's {what} has {name}={value!r}, this run asks for {asked.get(name)!r}; "
-                "ask for the same, or name another run folder"
+                f"the checkpoint's {what} has {name}={value!r}, this run asks for {requested.get(name)!r}; "
+                "use the same value, or name another run folder"
             )
 
 

@@ -142,7 +142,7 @@ def test_weights_that_were_cut_short_are_refused(folder):
     header = int.from_bytes(whole[:8], "little")
     for offset in (0, 1, 7, 8, 9, 8 + header // 2, 8 + header, 9 + header, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:offset])
-        assert f"{str(path)!r} is not a whole safetensors file" in sentence(folder)
+        assert f"{str(path)!r} is not a complete safetensors file" in sentence(folder)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_weights_that_were_cut_short_are_refused(folder):
 def test_something_else_in_place_of_weights_is_refused(folder, content):
     (folder / "model.safetensors").write_bytes(content)
     said = sentence(folder)
-    assert "model.safetensors' is not a whole safetensors file" in said
+    assert "model.safetensors' is not a complete safetensors file" in said
     assert "download it again" in said
 
 
@@ -171,9 +171,9 @@ def test_loading_executes_no_code(tmp_path, folder):
     assert sprung.exists(), "the trap works"
     sprung.rmdir()
     (folder / "model.safetensors").write_bytes(pickle.dumps(trap))
-    assert "not a whole safetensors file" in sentence(folder)
+    assert "not a complete safetensors file" in sentence(folder)
     torch.save({"model": trap}, folder / "model.safetensors")
-    assert "not a whole safetensors file" in sentence(folder)
+    assert "not a complete safetensors file" in sentence(folder)
     assert not sprung.exists()
 
 
@@ -205,7 +205,7 @@ def test_a_default_criterion_that_the_model_cannot_follow_is_refused(folder, cri
         (b"[]", "has format None; this version reads format 1"),
         (b"{}", "has format None; this version reads format 1"),
         (b'{"format": 2}', "has format 2; this version reads format 1"),
-        (b'{"format": 1}', "asks for preprocessing that this version does not do"),
+        (b'{"format": 1}', "asks for preprocessing that this version does not support"),
         (b" " * ((1 << 20) + 1), "is larger than 1048576 bytes"),
     ],
 )
@@ -218,12 +218,12 @@ def test_a_config_that_is_none_is_refused(folder, content, expected):
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"preprocessing": {"resize": "nearest"}}, "asks for preprocessing that this version does not do"),
+        ({"preprocessing": {"resize": "nearest"}}, "asks for preprocessing that this version does not support"),
         ({"model": TINY.to_json() | {"colour": "red"}}, "cannot be used: config has unknown field 'colour'"),
         ({"model": TINY.to_json() | {"image_size": 9}}, "image_size must be a multiple of 2, got 9"),
         ({"model": []}, "cannot be used: a model config must be an object, got []"),
         ({"model": {"base": {"kind": {}}}}, "base kind must be one of ['kl', 'vqgan'], got {}"),
-        ({"provenance": "a friend"}, "has a provenance that is no object: 'a friend'"),
+        ({"provenance": "a friend"}, "has a provenance that is not an object: 'a friend'"),
     ],
 )
 @pytest.mark.unchecked
@@ -283,7 +283,7 @@ def test_a_folder_that_is_something_else_is_not_overwritten(tmp_path, config):
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     if config is not None:
         (tmp_path / "mine" / "config.json").write_text(config)
-    with pytest.raises(WeightsError, match="mine' exists and is no weights folder; name another or remove it"):
+    with pytest.raises(WeightsError, match="mine' exists and is not a weights folder; name another or remove it"):
         save_weights(tmp_path / "mine", model(), provenance={})
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
     assert os.listdir(tmp_path) == ["mine"]
@@ -291,7 +291,7 @@ def test_a_folder_that_is_something_else_is_not_overwritten(tmp_path, config):
 
 def test_a_file_is_not_overwritten(tmp_path):
     (tmp_path / "mine").write_text("years of work")
-    with pytest.raises(WeightsError, match="mine' exists and is no weights folder"):
+    with pytest.raises(WeightsError, match="mine' exists and is not a weights folder"):
         save_weights(tmp_path / "mine", model(), provenance={})
     assert (tmp_path / "mine").read_text() == "years of work"
 

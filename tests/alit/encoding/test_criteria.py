@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from small_models import SMALLEST
 from torch import Tensor
 
-from alit.encoding.criteria import HELP, Candidate, Criterion, parse
+from alit.encoding.criteria import HELP, Candidate, Criterion, criterion_name, parse
 from alit.errors import CriterionError
 from alit.model.base import BaseTokens
 from alit.model.config import AlitConfig, KLConfig
@@ -336,3 +336,17 @@ def test_the_configs_criterion_is_the_default():
     default, named = model.encode(images), model.encode(images, SMALLEST.criterion)
     assert torch.equal(default.tokens, named.tokens)
     torch.testing.assert_close(default.trace, named.trace, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"), [("fixed:64", "fixed"), ("l1:0.07", "l1"), ("a.module:measure@0.5", "a.module")]
+)
+def test_criterion_name_imports_nothing(spec: str, name: str) -> None:
+    """The name of a stored criterion is the text before the colon, even where the module does not exist."""
+    assert criterion_name(spec) == name
+
+
+def test_name_and_is_fixed_describe_a_parsed_criterion() -> None:
+    """A criterion has the name of its measure, and only `fixed` is fixed."""
+    assert (parse("fixed:8").name, parse("fixed:8").is_fixed) == ("fixed", True)
+    assert (parse(" psnr:30").name, parse("psnr:30").is_fixed) == ("psnr", False)

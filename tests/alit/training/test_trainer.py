@@ -5,7 +5,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from functools import cache
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from alit.tokenizer import Alit
 from alit.training.adversarial import DiscriminatorPerLength, PatchDiscriminator, adaptive_weight
 from alit.training.cost import cost
 from alit.training.initialization import initialize_locally
-from alit.training.loop import endless, train
+from alit.training.loop import train
 from alit.training.objectives import DistillObjective, Losses, objective_for
 from alit.training.recipes import RECIPES, BaseRecipe, DistillRecipe, FinetuneRecipe, Recipe, recipe_from
 from alit.training.revival import CodeRevival
@@ -421,7 +421,7 @@ def test_a_run_writes_its_settings_log_pictures_board_and_weights(tmp_path):
     trainer, said = trainer_of(recipe, config=WITHOUT_HALTING), []
     run = run_of(tmp_path, recipe, said, held_out=images_u8(), criterion="l1:0.2", half=True)
     run.resume(trainer)
-    train(trainer, endless(images_u8()), run)
+    train(trainer, repeat(TrainingBatch(images_u8())), run)
     run.finish(trainer)
     rows = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 3, 4, 6, 6]
@@ -477,7 +477,7 @@ def test_a_checkpoint_of_another_recipe_stage_or_data_is_refused_naming_the_fiel
     checkpoint_of(tmp_path, DistillRecipe(**common()))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
     other = DistillRecipe(**common(learning_rate=0.5))
-    with pytest.raises(TrainingError, match=r"learning_rate=0.001, this run asks for 0.5; ask for the same, or name"):
+    with pytest.raises(TrainingError, match=r"learning_rate=0.001, this run asks for 0.5; use the same value, or name"):
         run_of(tmp_path, other).resume(trainer_of(other))
     stage = FinetuneRecipe(**common())
     with pytest.raises(TrainingError, match="the checkpoint is of a DistillRecipe, this run has a FinetuneRecipe"):

@@ -26,7 +26,7 @@ from alit.images.decode import decode_image
 from alit.weights import Weights, load_weights, save_weights
 from jobs.storage.retry import StorageError
 from jobs.tokenization import job
-from jobs.tokenization.job import Summary
+from jobs.tokenization.job import TokenizeSummary
 from jobs.tokenization.options import TokenizeOptions
 
 GOOD = 40
@@ -122,7 +122,7 @@ def criterion(weights: Weights) -> str:
     return f"l1:{trace[:, 1].median().item():.6f}"
 
 
-def tokenize(source: Path, output: Path, weights: Weights, **options: object) -> Summary:
+def tokenize(source: Path, output: Path, weights: Weights, **options: object) -> TokenizeSummary:
     defaults = {"rows_per_file": ROWS_PER_FILE, "batch_size": 5, "workers": 1}
     console = Console(file=io.StringIO())
     return job.tokenize(
@@ -133,7 +133,7 @@ def tokenize(source: Path, output: Path, weights: Weights, **options: object) ->
 @dataclass
 class Run:
     output: Path
-    summary: Summary
+    summary: TokenizeSummary
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +289,7 @@ def test_tokenize_refuses_to_resume_with_other_settings(
     """A job refuses to resume with other settings, names them and changes nothing."""
     (copy / "_manifest.json").unlink()
     before = times(copy)
-    with pytest.raises(AlitError, match=rf"begun with other settings \({named}: .*, now "):
+    with pytest.raises(AlitError, match=rf"started with other settings \({named}: .*, now "):
         tokenize(folder, copy, weights, **{"criterion": criterion} | options)
     assert times(copy) == before
 
@@ -356,7 +356,7 @@ def test_tokenize_refuses_a_foreign_output(folder: Path, tmp_path: Path, weights
     """An output that holds other files is refused and left as it is, with --overwrite too."""
     (tmp_path / "diary.txt").write_text("dear")
     for overwrite in (False, True):
-        with pytest.raises(AlitError, match=r"not empty|no token dataset"):
+        with pytest.raises(AlitError, match=r"not empty|not a token dataset"):
             tokenize(folder, tmp_path, weights, criterion="fixed:4", overwrite=overwrite)
     with pytest.raises(StorageError, match="cannot be listed as a folder"):
         tokenize(folder, tmp_path / "diary.txt", weights, criterion="fixed:4")
@@ -412,7 +412,7 @@ def test_tokenize_command_reports_mistakes_in_one_line(
         "no images in": (tmp_path / "empty", new, "--weights", weights.folder),
         "holds a finished dataset": (folder, done.output, "--weights", weights.folder),
         "criterion 'l1' has no ':'": (folder, new, "--weights", weights.folder, "--criterion", "l1"),
-        "not a whole safetensors file": (folder, new, "--weights", spoiled["cut"]),
+        "not a complete safetensors file": (folder, new, "--weights", spoiled["cut"]),
         "does not fit its config": (folder, new, "--weights", spoiled["misfit"]),
     }
     running = {}
