@@ -8,7 +8,7 @@ const $ = (id) => document.getElementById(id);
 const MEASURES = {
   l1: { name: "L1", label: "mean absolute error", range: [0, 1], slide: [0, 0.2, 0.001], threshold: 0.08 },
   mse: { name: "MSE", label: "mean squared error", range: [0, 1], slide: [0, 0.05, 0.0005], threshold: 0.015 },
-  psnr: { name: "PSNR", label: "signal-to-noise ratio, dB", range: [0, 100], slide: [8, 40, 0.1], threshold: 18, up: true },
+  psnr: { name: "PSNR", label: "signal-to-noise, dB", range: [0, 100], slide: [8, 40, 0.1], threshold: 18, up: true },
   ssim: { name: "SSIM", label: "structural similarity", range: [-1, 1], slide: [0, 1, 0.01], threshold: 0.5, up: true },
 };
 const RETURN = ["ids", "trace", "every_length", "attention"];
