@@ -1,9 +1,10 @@
-"""The token dataset, format 1: plain Parquet that any reader understands, and our own reader.
+"""The token dataset, format 1: schemas, metadata and a reader.
 
-A dataset is a folder: `data/*.parquet` (tokens), `_rejects/*.parquet` (what could not be tokenized, with the reason),
-`_manifest.json` (written last: the dataset is complete) and a `README.md` for people and for Hugging Face.
+A dataset is a folder of plain Parquet: `data/*.parquet` (tokens), `_rejects/*.parquet` (images that could not be
+tokenized, with the reason), `_manifest.json` (written last, so that its presence means that the dataset is complete)
+and a `README.md` in the form of a Hugging Face dataset card.
 
-Shapes: B images of one batch, K iterations, T tokens of the whole batch.
+Shapes: B batch, K iterations, T tokens of the whole batch.
 """
 
 from __future__ import annotations
@@ -31,20 +32,13 @@ from alit.images.decode import JpegMode, jpeg_decoding
 from alit.model.config import AlitConfig
 from alit.weights import PREPROCESSING, Weights
 
+Precision = Literal["float32", "bfloat16"]
+
 FORMAT = 1
-
-
 METADATA_KEY = b"alit"
-
-
 MANIFEST = "_manifest.json"
-
-
 DATA = "data"
-
-
 REJECTS = "_rejects"
-
 
 FIELDS = (
     pa.field("id", pa.string(), nullable=False),
@@ -57,20 +51,32 @@ FIELDS = (
     pa.field("height", pa.uint32(), nullable=False),
 )
 
-
 REJECT_FIELDS = (
     pa.field("id", pa.string(), nullable=False),
     pa.field("reason", pa.string(), nullable=False),
     pa.field("message", pa.string(), nullable=False),
 )
 
-
 OWN_NAMES = frozenset(field.name for field in (*FIELDS, *REJECT_FIELDS))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metadata:
-    """What determines the tokens of a dataset; every file carries it under the key `alit`, as JSON."""
+    """Everything that determines the tokens of a dataset; every file stores it as JSON under the key `alit`.
+
+    Attributes:
+        fingerprint: The fingerprint of the weights.
+        criterion: The token-selection criterion.
+        image_size: The side of the model's input, in pixels.
+        codebook_size: The number of codes.
+        latents_per_iteration: The number of tokens that each iteration adds.
+        iterations: The maximum number of iterations.
+        preprocessing: The conversion of image files to the model's input.
+        precision: The precision of the encoding.
+        halting: The halting mode, with its threshold.
+        software: The name and version of the software that wrote the dataset.
+        format: The version of the dataset format.
+    """
 
     fingerprint: str
     criterion: str
@@ -85,67 +91,70 @@ class Metadata:
     format: int = FORMAT
 
     def to_bytes(self) -> bytes:
+        """Serializes the metadata as JSON."""
         return json.dumps(asdict(self), sort_keys=True).encode()
 
     @classmethod
-    def from_bytes(cls, data: bytes | None, where: str) -> Metadata:
-        """Reads what `to_bytes` wrote.
+    def from_bytes(cls, data: bytes | None, source: str) -> Metadata:
+        """Parses the output of `to_bytes`.
+
+        Args:
+            data: The JSON text; None if the file has no such key.
+            source: The name of the file, for error messages.
 
         Raises:
-            DatasetError: absent, of another format, or not readable.
+            DatasetError: The metadata is missing, has another format, or cannot be read.
         """
         if data is None:
-            raise DatasetError(f"{where} carries no alit metadata; it is no file of a token dataset")
+            raise DatasetError(f"{source} has no alit metadata; it is not a file of a token dataset")
         try:
             fields = json.loads(data)
             if fields["format"] != FORMAT:
-                raise DatasetError(f"{where} has format {fields['format']!r}; this version reads format {FORMAT}")
+                raise DatasetError(f"{source} has format {fields['format']!r}; this version reads format {FORMAT}")
             return cls(**fields)
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, DatasetError):
                 raise
-            raise DatasetError(f"{where} carries alit metadata that cannot be read: {error}") from error
+            raise DatasetError(f"{source} has alit metadata that cannot be read: {error}") from error
 
     @property
     def bits_per_token(self) -> float:
-        """Information in one token, in bits: log2 of the codebook's size."""
+        """Bits per token: log2 of the codebook size."""
         return float(np.log2(self.codebook_size))
 
 
 def kept_name(name: str) -> str:
-    """The column name under which an input column is carried through."""
+    """Returns the dataset's name of an input column that is kept: prefixed with `input_` if the name is taken."""
     return f"input_{name}" if name in OWN_NAMES else name
 
 
 def token_schema(metadata: Metadata, kept: Sequence[pa.Field] = ()) -> pa.Schema:
-    """The schema of `data/*.parquet`, with the input's kept columns after ours."""
+    """Returns the schema of `data/*.parquet`, with the kept input columns last."""
     return pa.schema([*FIELDS, *kept], metadata={METADATA_KEY: metadata.to_bytes()})
 
 
 def reject_schema(metadata: Metadata, kept: Sequence[pa.Field] = ()) -> pa.Schema:
-    """The schema of `_rejects/*.parquet`."""
+    """Returns the schema of `_rejects/*.parquet`, with the kept input columns last."""
     return pa.schema([*REJECT_FIELDS, *kept], metadata={METADATA_KEY: metadata.to_bytes()})
 
 
 def pack(
     encoded: Encoded, ids: Sequence[str], sizes: np.ndarray, schema: pa.Schema, kept: Sequence[pa.Array] = ()
 ) -> pa.RecordBatch:
-    """One batch of results as Arrow rows.
+    """Converts a batch of results to Arrow rows.
 
     Args:
         encoded: B images, with discrete tokens.
         ids: B unique strings.
-        sizes: width and height of the sources, [B, 2].
-        schema: from `token_schema`.
-        kept: the kept columns' values, in the schema's order.
+        sizes: The widths and heights of the source images, [B, 2].
+        schema: The output of `token_schema`.
+        kept: The values of the kept columns, in the schema's order.
     """
     tokens = pa.array(encoded.tokens.numpy().astype(np.uint16))
-    offsets = np.zeros(len(encoded) + 1, np.int32)
-    np.cumsum(encoded.num_tokens.numpy(), out=offsets[1:])
+    offsets = np.pad(np.cumsum(encoded.num_tokens.numpy()), (1, 0)).astype(np.int32)
     trace, tried = encoded.trace.numpy(), encoded.tried.numpy()
-    trace_offsets = np.zeros(len(encoded) + 1, np.int32)
-    np.cumsum(tried, out=trace_offsets[1:])
-    was_tried = np.arange(trace.shape[1]) < tried[:, None]  # not isnan: a user's measure may give NaN
+    trace_offsets = np.pad(np.cumsum(tried), (1, 0)).astype(np.int32)
+    was_tried = np.arange(trace.shape[1]) < tried[:, None]  # not isnan: a user's measure may return NaN
     columns = [
         pa.array(ids, pa.string()),
         pa.ListArray.from_arrays(pa.array(offsets), tokens, type=FIELDS[1].type),
@@ -161,14 +170,18 @@ def pack(
 
 
 class TokenDataset:
-    """A token dataset on disk or on any pyarrow filesystem, opened for reading.
+    """Reader of a token dataset on any pyarrow filesystem; its length is the number of images.
 
     Args:
-        folder: the dataset's folder, or its path on `filesystem`.
-        filesystem: where the folder lies; the local disk when None.
+        folder: The dataset's folder, as a path on `filesystem`.
+        filesystem: The filesystem; the local disk when None.
+
+    Attributes:
+        manifest: The content of `_manifest.json`.
+        metadata: Everything that determines the tokens.
 
     Raises:
-        DatasetError: not complete (no `_manifest.json`), or not a dataset at all.
+        DatasetError: The folder is not a token dataset, or not a complete one (it has no `_manifest.json`).
     """
 
     def __init__(self, folder: str | Path, filesystem: pafs.FileSystem | None = None) -> None:
@@ -179,13 +192,15 @@ class TokenDataset:
                 self.manifest: dict[str, Any] = json.loads(file.read())
         except FileNotFoundError as error:
             raise DatasetError(
-                f"{self.folder!r} has no {MANIFEST}: it is not a token dataset, or one that is not complete yet"
+                f"{self.folder!r} has no {MANIFEST}: not a token dataset, or not complete yet"
             ) from error
         except ValueError as error:
             raise DatasetError(f"{self.folder}/{MANIFEST} is not readable JSON: {error}") from error
         for name in ("metadata", "images"):
             if not isinstance(self.manifest, dict) or name not in self.manifest:
-                raise DatasetError(f"{self.folder}/{MANIFEST} has no {name!r}; it is no manifest of a token dataset")
+                raise DatasetError(
+                    f"{self.folder}/{MANIFEST} has no {name!r}; it is not the manifest of a token dataset"
+                )
         self.metadata = Metadata.from_bytes(json.dumps(self.manifest["metadata"]).encode(), f"{self.folder!r}")
 
     def __len__(self) -> int:
@@ -193,17 +208,16 @@ class TokenDataset:
 
     def _files(self, folder: str) -> list[str]:
         selector = pafs.FileSelector(f"{self.folder}/{folder}", allow_not_found=True)
-        found = self.filesystem.get_file_info(selector)
-        return sorted(
-            f.path for f in found if f.is_file and f.extension == "parquet" and not f.base_name.startswith(".")
-        )
+        infos = self.filesystem.get_file_info(selector)
+        parquet = [info for info in infos if info.is_file and info.extension == "parquet"]
+        return sorted(info.path for info in parquet if not info.base_name.startswith("."))
 
-    def table(self, columns: Sequence[str] | None = None, filter: ds.Expression | None = None) -> pa.Table:
-        """Rows as one Arrow table, in the order in which they were written.
+    def table(self, columns: Sequence[str] | None = None, filter: ds.Expression | None = None) -> pa.Table:  # noqa: A002
+        """Reads rows as one Arrow table, in the order in which they were written.
 
         Args:
-            columns: all when None.
-            filter: a pyarrow expression such as `pyarrow.dataset.field("num_tokens") <= 32`.
+            columns: The columns to read; all when None.
+            filter: A pyarrow expression such as `pyarrow.dataset.field("num_tokens") <= 32`.
         """
         files = self._files(DATA)
         columns = None if columns is None else list(columns)
@@ -213,47 +227,47 @@ class TokenDataset:
         return ds.dataset(files, filesystem=self.filesystem).to_table(columns=columns, filter=filter)
 
     def rejects(self) -> pa.Table:
-        """What could not be tokenized: id, reason, message."""
+        """Reads the images that could not be tokenized, as one table with the columns id, reason and message."""
         files = self._files(REJECTS)
         if not files:
             return reject_schema(self.metadata).empty_table()
         return ds.dataset(files, filesystem=self.filesystem).to_table()
 
     def batches(self, batch_size: int = 64, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Rows in batches, without holding the dataset in memory."""
+        """Reads rows in batches, without holding the dataset in memory; all columns when `columns` is None."""
         columns = None if columns is None else list(columns)
         for path in self._files(DATA):
             with self.filesystem.open_input_file(path) as file:
                 yield from pq.ParquetFile(file).iter_batches(batch_size, columns=columns)
 
     def require(self, fingerprint: str) -> None:
-        """Refuses weights other than those that made the dataset.
+        """Checks that weights with this fingerprint made the dataset.
 
         Raises:
-            DatasetError: another fingerprint.
+            DatasetError: Other weights made it.
         """
         if fingerprint != self.metadata.fingerprint:
             raise DatasetError(
                 f"{self.folder!r} was tokenized with the weights {self.metadata.fingerprint[:12]}…, "
-                f"these are {fingerprint[:12]}…; name the ones it was made with"
+                f"these are {fingerprint[:12]}…; use the weights it was made with"
             )
 
     def decode(self, weights: Weights, rows: pa.RecordBatch | pa.Table) -> Float[Tensor, "B 3 H W"]:
-        """Rows back to images, floats in [0, 1].
+        """Decodes rows to images, floats in [0, 1].
 
         Args:
-            weights: those that made the tokens.
-            rows: with a column `tokens`, of mixed lengths.
+            weights: The weights that made the tokens.
+            rows: Rows with a column `tokens`, of mixed lengths.
 
         Raises:
-            DatasetError: the tokens were made with other weights.
+            DatasetError: Other weights made the tokens.
         """
         self.require(weights.fingerprint)
         return weights.model.decode(token_rows(rows.column("tokens")))
 
 
 def token_rows(column: pa.Array | pa.ChunkedArray) -> tuple[Tensor, ...]:
-    """A `tokens` column as one tensor of ids per image (views of one copy)."""
+    """Converts a `tokens` column to one tensor of ids per image, views of one copy."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     lengths = np.diff(column.offsets.to_numpy())
@@ -261,17 +275,12 @@ def token_rows(column: pa.Array | pa.ChunkedArray) -> tuple[Tensor, ...]:
     return flat.split(lengths.tolist())
 
 
-Precision = Literal["float32", "bfloat16"]
-
-
-def metadata_of(
-    weights: Weights, criterion: str, *, precision: Precision = "float32", jpeg: JpegMode = "full"
-) -> Metadata:
-    """What determines the tokens that these weights give under a criterion.
+def checked_criterion(weights: Weights, criterion: str) -> str:
+    """Returns a criterion in its canonical spelling, after checking that these weights can tokenize under it.
 
     Raises:
-        CriterionError: the criterion does not parse, or the model cannot follow it.
-        AlitError: the weights have continuous latents, which have no ids.
+        CriterionError: The criterion does not parse, or the model cannot follow it.
+        AlitError: The weights have continuous latents, which have no ids.
     """
     config = weights.model.config
     if config.codebook_size is None:
@@ -280,19 +289,31 @@ def metadata_of(
         )
     parsed = parse(criterion)
     parsed.check(config)
+    return parsed.spec
+
+
+def metadata_of(
+    config: AlitConfig, fingerprint: str, criterion: str, *, precision: Precision = "float32", jpeg: JpegMode = "full"
+) -> Metadata:
+    """Returns the record of everything that determines the tokens of a dataset.
+
+    Args:
+        config: The model's configuration, with a codebook.
+        fingerprint: Fingerprint of the weights.
+        criterion: As `checked_criterion` returns it.
+        precision: Precision of the encoding.
+        jpeg: How JPEGs are decoded.
+    """
+    assert config.codebook_size is not None, "checked_criterion refuses continuous latents"
     return Metadata(
-        fingerprint=weights.fingerprint,
-        criterion=parsed.spec,
+        fingerprint=fingerprint,
+        criterion=criterion,
         image_size=config.image_size,
         codebook_size=config.codebook_size,
         latents_per_iteration=config.latents_per_iteration,
         iterations=config.iterations,
         preprocessing=PREPROCESSING | {"jpeg": jpeg_decoding(jpeg)},
         precision=precision,
-        halting=_halting(config),
+        halting="off" if config.halting == "off" else f"{config.halting} at {config.halting_threshold}",
         software=f"alit {alit.__version__}",
     )
-
-
-def _halting(config: AlitConfig) -> str:
-    return config.halting if config.halting == "off" else f"{config.halting} at {config.halting_threshold}"

@@ -209,13 +209,13 @@ def test_information_per_token_is_the_logarithm_of_the_codebook():
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (None, "here.parquet carries no alit metadata"),
+        (None, "here.parquet has no alit metadata"),
         (json.dumps({"format": 2}).encode(), "here.parquet has format 2; this version reads format 1"),
         (json.dumps({"format": "1"}).encode(), "here.parquet has format '1'; this version reads format 1"),
-        (b"{}", "here.parquet carries alit metadata that cannot be read: 'format'"),
-        (b"not json", "here.parquet carries alit metadata that cannot be read"),
-        (b"\xff\xfe", "here.parquet carries alit metadata that cannot be read"),
-        (b"[]", "here.parquet carries alit metadata that cannot be read"),
+        (b"{}", "here.parquet has alit metadata that cannot be read: 'format'"),
+        (b"not json", "here.parquet has alit metadata that cannot be read"),
+        (b"\xff\xfe", "here.parquet has alit metadata that cannot be read"),
+        (b"[]", "here.parquet has alit metadata that cannot be read"),
         (json.dumps({"format": 1, "colour": "red"}).encode(), "cannot be read"),
         (json.dumps({"format": 1}).encode(), "cannot be read"),
     ],
