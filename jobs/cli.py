@@ -1,4 +1,4 @@
-"""The `alit` command: one subcommand per job. Heavy imports wait for the job, so that help answers at once."""
+"""The `alit` command: one sub-command per job. Heavy imports wait for the job, so that help answers at once."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional, arg
 
+if __name__ == "__main__":  # run by path: Python has put jobs/ first on the path instead of the checkout
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from alit.errors import AlitError
 from jobs.benchmarks.command import benchmark
 from jobs.convert import convert
@@ -20,7 +23,7 @@ from jobs.dataset.command import verify
 from jobs.evaluation.command import evaluate
 from jobs.gallery.command import show
 from jobs.submission.command import run_submit, submit
-from jobs.tokenization.command import plan, tokenize
+from jobs.tokenization.command import estimate, tokenize
 from jobs.training.command import train, train_commands
 
 
@@ -32,19 +35,19 @@ def serve(
     keys_file: str | None = None,
     weights: dict[str, str] | None = None,
 ) -> None:
-    """Serve online encoding over HTTP, with a playground to look at.
+    """Serve online encoding over HTTP, with a playground in the browser.
 
-    Ready when it says so; ends, finishing what is under way, on Ctrl-C or SIGTERM; reads its settings again on SIGHUP.
-    `/openapi.json` describes the API.
+    Logs when ready; shuts down gracefully on Ctrl-C and SIGTERM; reloads its settings on SIGHUP. `/openapi.json`
+    describes the API.
 
     Example: alit serve --port 8000, then open http://127.0.0.1:8000/
 
     Args:
-        config: A YAML file of settings, see cluster/serve.yaml; the options here win.
-        host: Where to listen; anywhere but on this machine only with keys.
-        port: 8000 when not given.
+        config: A YAML file of settings, see cluster/serve.yaml; options given here take precedence.
+        host: Address to listen on; a public address requires keys.
+        port: Port to listen on; 8000 by default.
         keys_file: API keys, one name:key per line.
-        weights: Weights folders by name, such as --weights small runs/small/weights; the packaged one when not given.
+        weights: Weights folders by name, such as --weights small runs/small/weights; the packaged weights by default.
     """
     from serve.local import run
 
@@ -52,10 +55,10 @@ def serve(
 
 
 def demo(folder: Positional[Annotated[str, arg(metavar="[FOLDER]")]] = "demo", /) -> None:
-    """Tokenize the photographs of scikit-image's package and draw a page of them.
+    """Tokenize the photographs in scikit-image's package and create an HTML page of the results.
 
     Args:
-        folder: Receives photographs, tokens and index.html.
+        folder: The folder for photographs, tokens and index.html.
     """
     from rich.console import Console
 
@@ -72,7 +75,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "evaluate": evaluate,
     "benchmark": benchmark,
-    "plan": plan,
+    "estimate": estimate,
     "submit": submit,
     "serve": serve,
     "demo": demo,
@@ -82,12 +85,34 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 NOT_SUBMITTED = ("submit", "serve", "demo")
 """Commands that run on this machine only."""
 
+RENAMED = {"plan": "estimate"}
+"""Former names of commands, which are still accepted."""
+
+
+def _with_current_name(arguments: list[str]) -> list[str]:
+    """Replaces the former name of a command, submitted or not, with a notice on stderr."""
+    submitted = arguments[:1] == ["submit"]
+    for index, word in enumerate(arguments):
+        if word in RENAMED:
+            print(f"alit: `alit {word}` is now called `alit {RENAMED[word]}`", file=sys.stderr)
+            return [*arguments[:index], RENAMED[word], *arguments[index + 1 :]]
+        if not submitted or (index and word in COMMANDS):
+            break
+    return arguments
+
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command; what a person can put right is one sentence on stderr and exit code 2."""
-    importlib.import_module("serve")  # ours, before a folder of this name in the working folder could be taken for it
-    sys.path.append(os.getcwd())  # where a criterion's package.module may lie; last, so that it hides nothing
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Runs a command.
+
+    Args:
+        arguments: The command line without the program's name; that of this process by default.
+
+    Raises:
+        SystemExit: With code 2 and one sentence on stderr for a user error, 130 for Ctrl-C and 143 for SIGTERM.
+    """
+    importlib.import_module("serve")  # ours, before the working folder below could provide one of the same name
+    sys.path.append(os.getcwd())  # for a criterion's package.module; last, so that it shadows nothing
+    arguments = _with_current_name(sys.argv[1:] if arguments is None else arguments)
     try:
         if arguments[:1] == ["submit"]:
             run_submit(arguments[1:], [name for name in COMMANDS if name not in NOT_SUBMITTED])
@@ -105,10 +130,10 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     except SystemExit as error:
         if error.code == 128 + signal.SIGTERM:
-            print("alit: stopped; the same command goes on", file=sys.stderr)
+            print("alit: stopped; run the same command again to resume", file=sys.stderr)
         raise
     except KeyboardInterrupt:
-        print("alit: interrupted; tokenize and train go on when the same command is given again", file=sys.stderr)
+        print("alit: interrupted; run the same command again to resume tokenize or train", file=sys.stderr)
         sys.exit(130)
 
 

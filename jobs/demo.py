@@ -10,7 +10,7 @@ from rich.console import Console
 from alit.errors import AlitError
 from jobs.gallery.job import show
 from jobs.storage.path import parse_uri
-from jobs.tokenization.job import describe, tokenize
+from jobs.tokenization.job import print_summary, tokenize
 from jobs.tokenization.options import TokenizeOptions
 
 PHOTOGRAPHS = (
@@ -55,7 +55,7 @@ def demo(folder: Path, console: Console) -> Path:
         if (data / name).is_file():
             parse_uri(str(photographs / name)).write((data / name).read_bytes())
     summary = tokenize(str(photographs), str(tokens), TokenizeOptions(overwrite=True), console)
-    describe(summary, console)
+    print_summary(summary, console)
     show(str(tokens), str(photographs), page, images_per_second=summary.images_per_second)
     console.print(f"page: {page}")
     return page

@@ -1,94 +1,70 @@
-"""The command `alit benchmark`."""
+"""The command `alit benchmark` and its sub-commands."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, arg, subcommand
 
-from jobs.tokenization.options import CRITERION_HELP
+from jobs.benchmarks.options import EncodeBenchmarkOptions, TokenizeBenchmarkOptions, TrainBenchmarkOptions
+
+ENCODE_DEFAULTS = EncodeBenchmarkOptions()
+TOKENIZE_DEFAULTS = TokenizeBenchmarkOptions()
+TRAIN_DEFAULTS = TrainBenchmarkOptions()
+
+Source = Positional[Annotated[str, arg(metavar="INPUT", help="Images, as for tokenize.")]]
 
 
-def benchmark(
-    what: Positional[Literal["encode", "tokenize", "train"]],
-    source: Positional[Annotated[str, arg(metavar="INPUT")]],
-    /,
-    *,
-    criterion: Annotated[str | None, arg(help=CRITERION_HELP)] = None,
-    weights: str | None = None,
-    batch_size: int | None = None,
-    rounds: int = 3,
-    image_column: str = "image",
-    rows_per_file: int = 512,
-    workers: int | None = None,
-    rates: Path | None = None,
-    stage: Literal["base", "distill", "finetune"] = "base",
-    preset: str = "nano",
-    steps: int = 120,
-    threads: int | None = None,
-    compile: bool = False,
-) -> None:
-    """Measure ratios within one run: adaptive against fixed encoding, or a Ray job against a bare loop.
+def encode(source: Source, /, *, options: Annotated[EncodeBenchmarkOptions, arg(name="")] = ENCODE_DEFAULTS) -> None:
+    """Measure adaptive encoding of one batch against every fixed length.
 
-    Args:
-        what: encode: one batch, every way of encoding it. tokenize: the whole input, with and without Ray. train: some
-            steps, with and without Ray Train.
-        source: Images, as for tokenize.
-        weights: A weights folder; the packaged one when not given. For train, where distill and finetune start.
-        batch_size: Images of the one batch that encode measures, 64 when not given; of train's steps.
-        rounds: Repetitions, in alternation.
-        image_column: As for tokenize.
-        rows_per_file: As for tokenize.
-        workers: As for tokenize.
-        rates: Where tokenize's rates are written, for alit plan.
-        stage: What train trains.
-        preset: Its model, where there are no weights to start from, and its recipe.
-        steps: Its steps per round.
-        threads: Its CPU threads, all of the machine's when not given: then Ray's own processes take theirs from them.
-        compile: Whether it compiles the network's blocks.
+    Example: alit benchmark encode photos/
     """
     from rich.console import Console
 
-    from alit.weights import default_weights
     from jobs.benchmarks.encoding import benchmark_encode
+
+    benchmark_encode(source, options, Console())
+
+
+def tokenize(
+    source: Source, /, *, options: Annotated[TokenizeBenchmarkOptions, arg(name="")] = TOKENIZE_DEFAULTS
+) -> None:
+    """Measure the tokenization job on the whole input against a bare loop without Ray.
+
+    Example: alit benchmark tokenize photos/ --rounds 3 --rates rates.json
+    """
+    from rich.console import Console
+
     from jobs.benchmarks.tokenization import benchmark_tokenize
+
+    benchmark_tokenize(source, options, Console())
+
+
+def train(source: Source, /, *, options: Annotated[TrainBenchmarkOptions, arg(name="")] = TRAIN_DEFAULTS) -> None:
+    """Measure training steps under Ray Train against a bare loop without Ray.
+
+    Example: alit benchmark train photos/ --stage base --steps 90 --threads 1
+    """
+    from rich.console import Console
+
     from jobs.benchmarks.training import benchmark_train
 
-    console = Console()
-    if what == "encode":
-        benchmark_encode(
-            source,
-            criterion=criterion,
-            weights=weights,
-            batch_size=64 if batch_size is None else batch_size,
-            rounds=rounds,
-            image_column=image_column,
-            console=console,
-        )
-    elif what == "train":
-        benchmark_train(
-            source,
-            stage,
-            preset=preset,
-            init=weights or (None if stage == "base" else str(default_weights())),
-            batch_size=batch_size,
-            steps=steps,
-            threads=threads,
-            rounds=rounds,
-            compile=compile,
-            image_column=image_column,
-            console=console,
-        )
-    else:
-        benchmark_tokenize(
-            source,
-            criterion=criterion,
-            weights=weights,
-            rounds=rounds,
-            image_column=image_column,
-            rows_per_file=rows_per_file,
-            workers=workers,
-            rates_file=rates,
-            console=console,
-        )
+    benchmark_train(source, options, Console())
+
+
+def benchmark(
+    *,
+    command: Annotated[
+        Annotated[None, subcommand("encode", constructor=encode, prefix_name=False)]
+        | Annotated[None, subcommand("tokenize", constructor=tokenize, prefix_name=False)]
+        | Annotated[None, subcommand("train", constructor=train, prefix_name=False)],
+        arg(name=""),
+    ],
+) -> None:
+    """Measure ratios within one run: adaptive against fixed encoding, or a Ray job against a bare loop.
+
+    Each pair is measured in alternation on the same machine, so that the ratios hold where absolute rates do not.
+
+    Example: alit benchmark encode photos/
+    """

@@ -1,35 +1,46 @@
-"""Throughput of the tokenization job beside a bare loop, as a ratio within one run."""
+"""Benchmark of the tokenization job against a bare loop, as a ratio within one run."""
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from alit.dataset import metadata_of
+from alit.dataset import checked_criterion
 from alit.encoding.criteria import parse
 from alit.images.tensors import to_tensor
 from alit.tokenizer import Alit
+from jobs.benchmarks.options import TokenizeBenchmarkOptions
 from jobs.runtime.process import keep_freed_memory, local_cpus
 from jobs.runtime.weights import load
 from jobs.sources.open import make_plan
 from jobs.sources.records import Plan
 from jobs.storage.path import parse_uri
 from jobs.tokenization.capacity import Rates
-from jobs.tokenization.job import Summary, tokenize
+from jobs.tokenization.description import TokenizeJob, describe_job
+from jobs.tokenization.job import TokenizeSummary, tokenize
 from jobs.tokenization.options import TokenizeOptions
-from jobs.tokenization.shard import Job, decoded_batches
+from jobs.tokenization.shard import decoded_batches
+
+BATCH_SIZES = (16, 32, 64, 128)
+"""Batch sizes that are tried, of which the fastest is used."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizeRates:
-    """Images per second of the bare loop and of the job, round by round."""
+    """Throughput of the bare loop and of the job.
+
+    Attributes:
+        bare: Images per second of the bare loop, one value per round.
+        job: Images per second of the job, one value per round.
+        startup: Seconds of the job's start-up, one value per round.
+        batch_size: The batch size of both.
+    """
 
     bare: list[float]
     job: list[float]
@@ -38,15 +49,25 @@ class TokenizeRates:
 
     @property
     def ratio(self) -> float:
-        """The job's rate over the bare loop's, the median of the rounds' own ratios."""
+        """The job's rate over the bare loop's, the median of the rounds' ratios."""
         return statistics.median(job / bare for job, bare in zip(self.job, self.bare, strict=True))
 
 
-def bare_loop(job: Job, plan: Plan, model: Alit, threads: int) -> float:
-    """Images per second of one process without Ray or files: torch threads = cores, decoding ahead in threads."""
+def bare_loop(job: TokenizeJob, plan: Plan, model: Alit, threads: int) -> float:
+    """Encodes an input in this process, without Ray and without output; threads decode ahead.
+
+    Args:
+        job: The criterion and the batch size.
+        plan: The input.
+        model: The tokenizer.
+        threads: Number of torch threads, and of threads that decode.
+
+    Returns:
+        Images per second.
+    """
     torch.set_num_threads(threads)
     keep_freed_memory()
-    criterion = parse(job.metadata.criterion)
+    criterion = parse(job.criterion)
     images, start = 0, time.perf_counter()
     for shard in plan.shards:
         for decoded in decoded_batches(job, shard, threads):
@@ -55,66 +76,62 @@ def bare_loop(job: Job, plan: Plan, model: Alit, threads: int) -> float:
     return images / (time.perf_counter() - start)
 
 
-def benchmark_tokenize(
-    source: str,
-    *,
-    criterion: str | None,
-    weights: str | None,
-    rounds: int,
-    image_column: str,
-    rows_per_file: int,
-    workers: int | None,
-    rates_file: Path | None,
-    console: Console,
-) -> TokenizeRates:
-    """Prints the job's images/s beside the bare loop's, in alternation over the same images on the same cores."""
-    loaded = load(weights)
-    plan = make_plan(source, rows_per_file=rows_per_file, image_column=image_column)
-    cores, bare, ray, startup = local_cpus(), [], [], []
+def benchmark_tokenize(source: str, options: TokenizeBenchmarkOptions, console: Console) -> TokenizeRates:
+    """Prints the images per second of the job and of the bare loop, in alternation on the same images and cores.
+
+    Args:
+        source: INPUT of `alit benchmark tokenize`.
+        options: Its options.
+        console: Receives the results.
+
+    Raises:
+        AlitError: The input, the weights or an option cannot be used.
+    """
+    weights, cores = load(options.weights), local_cpus()
+    criterion = checked_criterion(weights, options.criterion or weights.model.config.criterion)
+    plan = make_plan(source, rows_per_file=options.rows_per_file, image_column=options.image_column)
+    bare, job, startup = [], [], []
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(
-            source=plan.source,
-            output=parse_uri(folder),
-            metadata=metadata_of(loaded, criterion or loaded.model.config.criterion),
+        described = describe_job(TokenizeOptions(), weights, criterion, plan.source, parse_uri(folder))
+        described = _with_fastest_batch_size(described, plan, weights.model, cores, console)
+        tokenize_options = TokenizeOptions(
+            criterion=criterion,
+            weights=options.weights,
+            batch_size=described.batch_size,
+            image_column=options.image_column,
+            rows_per_file=options.rows_per_file,
+            workers=options.workers,
         )
-        rates = {}
-        few = dataclasses.replace(plan, shards=plan.shards[:2])
-        for batch_size in (16, 32, 64, 128):
-            rates[batch_size] = bare_loop(dataclasses.replace(job, batch_size=batch_size), few, loaded.model, cores)
-            console.print(f"bare loop, batches of {batch_size}: {rates[batch_size]:.1f} images/s")
-        best = max(rates, key=lambda size: rates[size])
-        for number in range(rounds):
-            bare.append(bare_loop(dataclasses.replace(job, batch_size=best), plan, loaded.model, cores))
-            summary = tokenize(
-                source,
-                str(Path(folder) / str(number)),
-                TokenizeOptions(
-                    criterion=job.metadata.criterion,
-                    weights=weights,
-                    batch_size=best,
-                    image_column=image_column,
-                    rows_per_file=rows_per_file,
-                    workers=workers,
-                ),
-                console,
-            )
-            ray.append(summary.images_per_second)
-            if rates_file is not None:
-                files = (Path(folder) / str(number)).rglob("*.parquet")
-                size = sum(path.stat().st_size for path in files)
-                _measured(summary, size, workers or torch.cuda.device_count() or cores).save(rates_file)
+        for number in range(options.rounds):
+            bare.append(bare_loop(described, plan, weights.model, cores))
+            output = Path(folder) / str(number)
+            summary = tokenize(source, str(output), tokenize_options, console)
+            job.append(summary.images_per_second)
             startup.append(summary.startup)
-            console.print(f"bare loop {bare[-1]:.1f} images/s, job {ray[-1]:.1f} after {startup[-1]:.1f} s of start-up")
-    result = TokenizeRates(bare=bare, job=ray, startup=startup, batch_size=best)
+            if options.rates is not None:
+                size = sum(path.stat().st_size for path in output.rglob("*.parquet"))
+                _rates(summary, size).save(options.rates)
+            console.print(f"bare loop {bare[-1]:.1f} images/s, job {job[-1]:.1f} after {startup[-1]:.1f} s of start-up")
+    result = TokenizeRates(bare=bare, job=job, startup=startup, batch_size=described.batch_size)
     console.print(f"{plan.images} images, {cores} cores: the job reaches {result.ratio:.1%} of the bare loop's rate")
     return result
 
 
-def _measured(summary: Summary, size: int, workers: int) -> Rates:
-    """A job's rates for `alit plan`; `size` is its dataset's, in bytes."""
+def _with_fastest_batch_size(job: TokenizeJob, plan: Plan, model: Alit, threads: int, console: Console) -> TokenizeJob:
+    """Returns the job with the batch size at which the bare loop is fastest on the first two shards."""
+    sample = replace(plan, shards=plan.shards[:2])
+    rates: dict[int, float] = {}
+    for batch_size in BATCH_SIZES:
+        rates[batch_size] = bare_loop(replace(job, batch_size=batch_size), sample, model, threads)
+        console.print(f"bare loop, batches of {batch_size}: {rates[batch_size]:.1f} images/s")
+    return replace(job, batch_size=max(rates, key=lambda size: rates[size]))
+
+
+def _rates(summary: TokenizeSummary, size: int) -> Rates:
+    """Returns a job's rates for `alit estimate`; `size` is that of its dataset, in bytes."""
     images = summary.totals.images
     return Rates(
-        images_per_second=summary.images_per_second / workers,
+        images_per_second=summary.images_per_second / summary.workers.count,
         startup=summary.startup,
         tokens=summary.totals.tokens(summary.metadata) / max(1, images),
         output_bytes=size / max(1, images + summary.totals.rejects),

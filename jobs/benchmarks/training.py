@@ -1,24 +1,34 @@
-"""Step time under Ray Train beside a bare loop, as a ratio within one run."""
+"""Benchmark of training steps under Ray Train against a bare loop, as a ratio within one run."""
 
 from __future__ import annotations
 
 import statistics
 import tempfile
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
-from alit.training.recipes import Stage, recipe_from
+from alit.training.recipes import Recipe, recipe_from
+from alit.weights import default_weights
+from jobs.benchmarks.options import TrainBenchmarkOptions
 from jobs.training.job import prepare
 from jobs.training.options import Options
 from jobs.training.ray_train import Placement, train_on_ray
-from jobs.training.worker import train_here
+from jobs.training.worker import Start, train_here
+
+Mode = Literal["bare", "ray"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainRates:
-    """Images per second of the bare loop and under Ray Train, round by round, and the latter's share of waiting."""
+    """Throughput of the bare loop and under Ray Train.
+
+    Attributes:
+        bare: Images per second of the bare loop, one value per round.
+        ray: Images per second under Ray Train, one value per round.
+        waiting: The share of the step time under Ray Train that is spent waiting for data, one value per round.
+    """
 
     bare: list[float]
     ray: list[float]
@@ -26,56 +36,79 @@ class TrainRates:
 
     @property
     def ratio(self) -> float:
-        """The step's time under Ray over the bare loop's, the median of the rounds' own ratios."""
+        """The step time under Ray over the bare loop's, the median of the rounds' ratios."""
         return statistics.median(bare / ray for bare, ray in zip(self.bare, self.ray, strict=True))
 
 
-def benchmark_train(
-    source: str,
-    stage: Stage,
-    *,
-    preset: str,
-    init: str | None,
-    batch_size: int | None,
-    steps: int,
-    threads: int | None,
-    rounds: int,
-    compile: bool,
-    image_column: str,
-    console: Console,
-) -> TrainRates:
-    """Prints the step time under Ray Train beside the bare loop's, in alternation over the same batches."""
-    every = max(1, steps // 6)  # the first sixth, in which caches fill, is left out
-    changes: dict[str, Any] = {"steps": steps, "log_every": every, "validate_every": steps, "checkpoint_every": steps}
-    changes |= {"compile": compile} | ({"batch_size": batch_size} if batch_size else {})
-    recipe = recipe_from(stage, preset, changes)
-    options = Options(preset=preset, init=init, image_column=image_column, threads=threads)
-    rates: dict[str, list[float]] = {"bare": [], "ray": []}
+def benchmark_train(source: str, options: TrainBenchmarkOptions, console: Console) -> TrainRates:
+    """Prints the step time under Ray Train and of the bare loop, in alternation on the same batches.
+
+    Args:
+        source: INPUT of `alit benchmark train`.
+        options: Its options.
+        console: Receives the results.
+
+    Raises:
+        AlitError: The input, the weights or an option cannot be used, or training fails.
+    """
+    stage, warmup = options.stage, _warmup_steps(options)
+    recipe, train_options = _recipe(options), _train_options(options)
+    rates: dict[Mode, list[float]] = {"bare": [], "ray": []}
     waiting: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(rounds):
-            for kind in rates:
-                run = f"{folder}/{kind}-{number}"
-                start, lines = prepare(stage, source, run, recipe, options, Console(quiet=True))
+        for number in range(options.rounds):
+            for mode in rates:
+                run = f"{folder}/{mode}-{number}"
+                start, lines = prepare(stage, source, run, recipe, train_options, Console(quiet=True))
                 if not rates["bare"]:
                     console.print("\n".join(lines[:-1]), highlight=False, soft_wrap=True)
-                rows: list[dict[str, Any]] = []
-
-                def tell(event: dict[str, Any], rows: list[dict[str, Any]] = rows) -> None:
-                    if "row" in event and event["row"]["step"] > every:
-                        rows.append(event["row"])
-
-                if kind == "bare":
-                    train_here(start, tell=tell)
-                else:
-                    train_on_ray(start, Placement(), tell=tell)
+                rows = _train(mode, start, warmup)
+                if mode == "ray":
                     waiting.append(statistics.mean(row["waiting"] for row in rows))
-                rates[kind].append(statistics.harmonic_mean(row["images_per_second"] for row in rows))
+                rates[mode].append(statistics.harmonic_mean(row["images_per_second"] for row in rows))
                 mfu = f", {statistics.mean(row['mfu'] for row in rows):.1%} MFU" if "mfu" in rows[0] else ""
-                console.print(f"{kind}: {rates[kind][-1]:.1f} images/s{mfu}")
+                console.print(f"{mode}: {rates[mode][-1]:.1f} images/s{mfu}")
     result = TrainRates(bare=rates["bare"], ray=rates["ray"], waiting=waiting)
     console.print(
-        f"{stage}, {steps} steps: a step under Ray Train takes {result.ratio:.3f} x the bare loop's time; "
+        f"{stage}, {options.steps} steps: a step under Ray Train takes {result.ratio:.3f} x the bare loop's time; "
         f"{statistics.mean(waiting):.1%} of it is waiting for data"
     )
     return result
+
+
+def _warmup_steps(options: TrainBenchmarkOptions) -> int:
+    """Returns the number of steps that are left out: the first sixth, in which caches fill."""
+    return max(1, options.steps // 6)
+
+
+def _recipe(options: TrainBenchmarkOptions) -> Recipe:
+    changes: dict[str, Any] = {
+        "steps": options.steps,
+        "log_every": _warmup_steps(options),
+        "validate_every": options.steps,
+        "checkpoint_every": options.steps,
+        "compile": options.compile,
+    }
+    if options.batch_size:
+        changes["batch_size"] = options.batch_size
+    return recipe_from(options.stage, options.preset, changes)
+
+
+def _train_options(options: TrainBenchmarkOptions) -> Options:
+    init = options.weights or (None if options.stage == "base" else str(default_weights()))
+    return Options(preset=options.preset, init=init, image_column=options.image_column, threads=options.threads)
+
+
+def _train(mode: Mode, start: Start, warmup: int) -> list[dict[str, Any]]:
+    """Trains one run and returns its log's rows after the warm-up."""
+    rows: list[dict[str, Any]] = []
+
+    def tell(event: dict[str, Any]) -> None:
+        if "row" in event and event["row"]["step"] > warmup:
+            rows.append(event["row"])
+
+    if mode == "bare":
+        train_here(start, tell=tell)
+    else:
+        train_on_ray(start, Placement(), tell=tell)
+    return rows

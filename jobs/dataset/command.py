@@ -14,7 +14,7 @@ def verify(
 ) -> None:
     """Check a token dataset: every planned image exactly once, whole files, checksums, lengths, ids, metadata.
 
-    Prints what is wrong, file by file, and ends with exit code 1 where anything is.
+    Prints every problem with the file it is in, and exits with code 1 if there are any.
 
     Example: alit verify tokens/
 

@@ -9,59 +9,70 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alit.dataset import DATA, Metadata
+from alit.dataset import DATA
 from jobs.storage.path import StoragePath
 from jobs.storage.retry import as_os_error
 
+SHARD_KEY = b"alit_shard"
+_STORED_FIELDS = ("shard", "images", "rejects", "lengths", "satisfied")
+
 
 def file_name(number: int) -> str:
-    """The name of shard `number`'s files."""
+    """Returns the name of a shard's files."""
     return f"{number:08d}.parquet"
 
 
 class Counts(NamedTuple):
-    """What a worker tells the driver: of a shard under way now and then, and once more when its files are written."""
+    """Cumulative counts of one shard: reported while it is in progress, and once more when its files are written."""
 
     shard: int
     images: int
     rejects: int
     lengths: list[int]
-    """How many images got each length."""
+    """Images per length, shortest first."""
     satisfied: int
     seconds: float
-    """Since the shard was started; 0 where another attempt had written it."""
+    """Time since the shard was started; 0 where an earlier attempt had written it."""
     done: bool
-    trouble: str = ""
-    """The first reject, for a person."""
+    first_reject: str = ""
+    """The first rejected image and the reason, for messages."""
 
     def to_metadata(self) -> dict[bytes, bytes]:
-        """For the token file, so that whoever goes on need not read its rows."""
-        told = self._asdict()
-        return {SHARD_KEY: json.dumps({name: told[name] for name in _KEPT_COUNTS}, sort_keys=True).encode()}
+        """Returns the token file's footer entry, which lets a resumed job skip reading the rows."""
+        fields = self._asdict()
+        return {SHARD_KEY: json.dumps({name: fields[name] for name in _STORED_FIELDS}, sort_keys=True).encode()}
 
 
-def tokens_of(lengths: Sequence[int], metadata: Metadata) -> int:
-    """The tokens of images, of which so many got each length."""
-    return sum(count * metadata.latents_per_iteration * (k + 1) for k, count in enumerate(lengths))
+def tokens_of(lengths: Sequence[int], latents_per_iteration: int) -> int:
+    """Returns the total number of tokens.
 
-
-_KEPT_COUNTS = ("shard", "images", "rejects", "lengths", "satisfied")
-
-
-SHARD_KEY = b"alit_shard"
+    Args:
+        lengths: Images per length, shortest first.
+        latents_per_iteration: Tokens by which each length exceeds the one before.
+    """
+    return sum(count * latents_per_iteration * (k + 1) for k, count in enumerate(lengths))
 
 
 def written_counts(output: StoragePath, number: int) -> Counts | None:
-    """The counts of a shard that is written; None where it is not.
+    """Reads the counts of a shard from the footer of its token file.
+
+    Args:
+        output: The dataset's folder.
+        number: The shard.
+
+    Returns:
+        None where the file does not exist.
 
     Raises:
-        OSError, pyarrow.ArrowException: the file is damaged or out of reach.
-        KeyError, ValueError: it is none of ours.
+        OSError: The file is damaged or cannot be reached.
+        pyarrow.ArrowException: The file is damaged.
+        KeyError: The footer has no counts.
+        ValueError: The footer's counts are malformed.
     """
-    where = output / DATA / file_name(number)
+    path = output / DATA / file_name(number)
     try:
         with as_os_error():
-            source = pa.OSFile(where.path) if where.local else pa.BufferReader(where.read())
+            source = pa.OSFile(path.path) if path.local else pa.BufferReader(path.read())
             metadata = pq.ParquetFile(source).metadata.metadata or {}
     except FileNotFoundError:
         return None

@@ -1,4 +1,4 @@
-"""The output of the main job as a whole: begun, continued, counted, finished."""
+"""The token dataset's folder as a whole: starting, resuming, counting and finishing it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from alit.dataset import DATA, MANIFEST, REJECTS, Metadata
 from alit.errors import AlitError
+from alit.validation import require
 from jobs.dataset.counts import Counts, tokens_of, written_counts
 from jobs.dataset.plan import PLAN, StoredPlan
 from jobs.sources.records import Source
@@ -23,15 +24,18 @@ from jobs.storage.retry import reason
 
 JOB = "_job.json"
 READERS = 32
-"""Footers of finished files that are read side by side."""
+"""Footers of finished files that are read concurrently."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Totals:
-    """A dataset's counts.
+    """Counts of a dataset.
 
     Attributes:
-        lengths: images per length, shortest first.
+        images: Tokenized images.
+        rejects: Rejected images.
+        satisfied: Tokenized images that meet the criterion.
+        lengths: Images per length, shortest first.
     """
 
     images: int = 0
@@ -40,6 +44,7 @@ class Totals:
     lengths: list[int] = field(default_factory=list)
 
     def add(self, counts: Counts) -> None:
+        """Adds the counts of one shard."""
         self.images += counts.images
         self.rejects += counts.rejects
         self.satisfied += counts.satisfied
@@ -47,57 +52,66 @@ class Totals:
         self.lengths = [a + b for a, b in zip(previous, counts.lengths, strict=True)]
 
     def tokens(self, metadata: Metadata) -> int:
-        return tokens_of(self.lengths, metadata)
+        """Returns the number of tokens of all images."""
+        return tokens_of(self.lengths, metadata.latents_per_iteration)
 
 
 def read_record(output: StoragePath, *, overwrite: bool) -> dict[str, Any] | None:
-    """What an interrupted job wrote about itself; None where there is nothing to go on with, or it is to be replaced.
+    """Reads the record of an interrupted job.
+
+    Args:
+        output: The dataset's folder.
+        overwrite: The dataset in it, if any, is going to be replaced.
+
+    Returns:
+        The contents of `_job.json`; None where there is nothing to resume.
 
     Raises:
-        AlitError: the folder holds something else, or a finished dataset.
+        AlitError: The folder holds something else, or a finished dataset.
     """
     names = set(output.names())
     if overwrite:
-        if names and not names & {JOB, PLAN}:
-            raise AlitError(f"{output.path!r} is no token dataset; --overwrite removes nothing but token datasets")
-        return None
-    if MANIFEST in names:
-        raise AlitError(
-            f"{output.path!r} holds a finished dataset; name another folder, or replace it with --overwrite"
+        require(
+            not names or bool(names & {JOB, PLAN}),
+            f"{output.path!r} is not a token dataset; --overwrite removes nothing but token datasets",
         )
+        return None
+    require(
+        MANIFEST not in names,
+        f"{output.path!r} holds a finished dataset; name another folder, or replace it with --overwrite",
+    )
     if JOB not in names:
-        if names - {PLAN}:
-            raise AlitError(f"{output.path!r} exists and is not empty; name another folder")
-        if names:  # a plan that was not finished
+        require(names <= {PLAN}, f"{output.path!r} exists and is not empty; name another folder")
+        if names:  # an unfinished plan
             (output / PLAN).remove_folder()
         return None
     record = read_json(output / JOB)
     if record is None or not isinstance(record.get("plan"), dict):
-        raise AlitError(f"{output.path}/{JOB} is damaged or of an older version; use --overwrite to begin anew")
+        raise AlitError(f"{output.path}/{JOB} is damaged or of an older version; use --overwrite to start over")
     return record
 
 
-def read_json(where: StoragePath) -> dict[str, Any] | None:
-    """An object of JSON; None where there is no such file.
+def read_json(path: StoragePath) -> dict[str, Any] | None:
+    """Reads a JSON object; returns None where the file does not exist.
 
     Raises:
-        AlitError: it is damaged, or cannot be read.
+        AlitError: The file is damaged or cannot be read.
     """
     try:
-        found = json.loads(where.read())
+        value = json.loads(path.read())
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise AlitError(f"{where.path!r} is damaged: {error}") from error
+        raise AlitError(f"{path.path!r} is damaged: {error}") from error
     except OSError as error:
-        raise AlitError(f"{where.path!r} cannot be read: {reason(error)}") from error
-    if not isinstance(found, dict):
-        raise AlitError(f"{where.path!r} is damaged: it holds no object")
-    return found
+        raise AlitError(f"{path.path!r} cannot be read: {reason(error)}") from error
+    if not isinstance(value, dict):
+        raise AlitError(f"{path.path!r} is damaged: it does not hold a JSON object")
+    return value
 
 
 def clear(output: StoragePath) -> None:
-    """Removes a dataset: first what says that it is complete, last what says that it is a dataset."""
+    """Removes a dataset: first the manifest, which marks it as complete, and last the record that identifies it."""
     (output / MANIFEST).remove_file()
     for name in (DATA, REJECTS, PLAN):
         if (output / name).exists():
@@ -107,36 +121,42 @@ def clear(output: StoragePath) -> None:
 
 
 def require_same(output: StoragePath, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuses to go on with other settings than a job was begun with.
+    """Refuses to resume a job with settings other than those it was started with.
+
+    Args:
+        output: The dataset's folder.
+        before: The job's record.
+        now: The settings to compare.
 
     Raises:
-        AlitError: says which differ, and how.
+        AlitError: Settings differ; the message lists them.
     """
     different = [f"{key}: {before.get(key)!r}, now {now[key]!r}" for key in now if before.get(key) != now[key]]
     if different:
         raise AlitError(
-            f"{output.path!r} was begun with other settings ({'; '.join(different)}); use the same ones to go on, "
-            f"or --overwrite"
+            f"{output.path!r} was started with other settings ({'; '.join(different)}); use the same ones to resume, "
+            f"or --overwrite to start over"
         )
 
 
-def require_apart(given: StoragePath, source: Source, output: StoragePath) -> None:
-    """Refuses an output that --overwrite would remove the input with, or that would become input itself.
+def require_apart(input_path: StoragePath, source: Source, output: StoragePath) -> None:
+    """Refuses an output whose removal would remove the input too, or that would become part of the input.
 
     Args:
-        given: the input as it was named.
-        source: what was found there.
+        input_path: The input as it was named.
+        source: The input that was opened there.
+        output: The dataset's folder.
 
     Raises:
-        AlitError: one lies in the other.
+        AlitError: One lies in the other.
     """
     root = source.root
     if root.fs != output.fs:
         return
-    above, target = (os.path.realpath(place.path) if place.local else place.path for place in (root, output))
-    if f"{above}/".startswith(f"{target}/"):
+    parent, target = (os.path.realpath(path.path) if path.local else path.path for path in (root, output))
+    if f"{parent}/".startswith(f"{target}/"):
         raise AlitError(f"the input lies in the output folder {output.path!r}; name an output folder outside of it")
-    if source.kind == "table" and given.path == root.path and f"{target}/".startswith(f"{above}/"):
+    if source.kind == "table" and input_path.path == root.path and f"{target}/".startswith(f"{parent}/"):
         raise AlitError(
             f"the output folder {output.path!r} lies in the input folder, whose tables are all input; "
             f"name one outside of it"
@@ -144,7 +164,7 @@ def require_apart(given: StoragePath, source: Source, output: StoragePath) -> No
 
 
 def unwritten(output: StoragePath, shards: int) -> np.ndarray:
-    """The numbers of the shards whose two files are not both there."""
+    """Returns the numbers of the shards whose two files do not both exist, out of a number of shards."""
     todo = np.ones(shards, bool)
     finished = set((output / DATA).names()) & set((output / REJECTS).names())
     numbers = [int(name.partition(".")[0]) for name in finished if name.partition(".")[0].isdigit()]
@@ -152,11 +172,16 @@ def unwritten(output: StoragePath, shards: int) -> np.ndarray:
     return np.flatnonzero(todo)
 
 
-def read_totals(output: StoragePath, numbers: Iterable[int], tell: Callable[[int], None] | None = None) -> Totals:
-    """The counts of shards that are already written, from their files' footers.
+def read_totals(output: StoragePath, numbers: Iterable[int], report: Callable[[int], None] | None = None) -> Totals:
+    """Sums up the counts of shards that are already written, from their files' footers.
+
+    Args:
+        output: The dataset's folder.
+        numbers: The shards.
+        report: Called with the number of shards read so far.
 
     Raises:
-        AlitError: a file is damaged.
+        AlitError: A file is damaged.
     """
     totals = Totals()
 
@@ -166,34 +191,34 @@ def read_totals(output: StoragePath, numbers: Iterable[int], tell: Callable[[int
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
             raise AlitError(
                 f"shard {number} of {output.path!r} is damaged ({error}); remove its files from {DATA} and {REJECTS}, "
-                f"and give the same command again"
+                f"and run the same command again"
             ) from error
 
     done = 0
     with ThreadPoolExecutor(READERS) as pool:
-        for some in batched(numbers):
-            for found in pool.map(counts, some):
-                assert found is not None
-                totals.add(found)
+        for group in batched(numbers):
+            for shard_counts in pool.map(counts, group):
+                assert shard_counts is not None
+                totals.add(shard_counts)
                 done += 1
-            if tell is not None:
-                tell(done)
+            if report is not None:
+                report(done)
     return totals
 
 
 def batched(numbers: Iterable[int], size: int = 4096) -> Iterator[list[int]]:
-    """Some at a time, as an executor takes all that it is given at once."""
+    """Yields groups of numbers, since an executor's `map` consumes all of its input at once."""
     numbers = iter(numbers)
-    while some := list(islice(numbers, size)):
-        yield some
+    while group := list(islice(numbers, size)):
+        yield group
 
 
 def finish(output: StoragePath, metadata: Metadata, plan: StoredPlan, totals: Totals) -> None:
-    """Writes the dataset's card and, last, the manifest that says it is complete."""
-    told = asdict(metadata)
+    """Writes the dataset's card and, last, the manifest, which marks it as complete."""
+    record = asdict(metadata)
     manifest = {
-        "format": told["format"],
-        "metadata": told,
+        "format": record["format"],
+        "metadata": record,
         "images": totals.images,
         "rejects": totals.rejects,
         "satisfied": totals.satisfied,
@@ -208,7 +233,7 @@ def finish(output: StoragePath, metadata: Metadata, plan: StoredPlan, totals: To
 
 
 def dataset_card(metadata: Metadata, totals: Totals) -> str:
-    """A README whose header makes Hugging Face's `load_dataset(folder)` read the tokens and nothing else."""
+    """Returns the README, whose header makes Hugging Face's `load_dataset(folder)` read the tokens and nothing else."""
     mean = totals.tokens(metadata) / max(1, totals.images)
     return f"""---
 configs:

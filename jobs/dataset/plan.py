@@ -1,14 +1,14 @@
-"""The plan of a dataset, kept with it: what is to be tokenized, shard by shard, written once and read by every worker.
+"""The plan of a dataset: the images of every shard, written once into the dataset and read by every worker.
 
-`_plan/*.parquet` has one row per shard, in order; every file but the last has the same number of them. Neither the
-driver nor a worker ever holds more of it than one file.
+`_plan/*.parquet` has one row per shard, in order; every file but the last has the same number of rows. Neither the
+driver nor a worker ever holds more than one of these files in memory.
 """
 
 from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.dataset.unique_ids import IdFile, pc, repeated_ids
+from alit.validation import require
+from jobs.dataset.unique_ids import IdFile, check_ids, pc
 from jobs.sources.columnar import READ_ERRORS, ColumnarFile, open_table
 from jobs.sources.records import Input, InputError, Shard, Source, readable
 from jobs.storage.path import StoragePath
@@ -24,29 +25,27 @@ from jobs.storage.retry import StorageError, reason
 
 PLAN = "_plan"
 
-
 KEPT = "kept"
-"""The plan's column for what a list keeps, a struct per image; tables keep theirs, but their types stand here too."""
-
+"""Column of the kept columns of a list, one struct per image; for tables it is null and only its type matters."""
 
 NAMES_PER_FILE = 1 << 16
-"""Images whose names one file of the plan holds, about."""
-
+"""Approximate number of image names in one file of the plan."""
 
 SHARDS_PER_FILE = 1 << 10
+"""Shards in one file of the plan, where shards have no image names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredPlan:
-    """A plan that lies with its dataset; small and picklable.
+    """A handle to the plan that is stored in a dataset; small and picklable.
 
     Attributes:
-        folder: the dataset's.
-        source: how shards are read.
-        shards: their number.
-        images: in all of them; None where tars do not tell.
-        per_file: shards in each of the plan's files.
-        rows_per_file: images in a shard, at most.
+        folder: The dataset's folder.
+        source: The input and how its shards are read.
+        shards: Number of shards.
+        images: Number of images in all shards; None for tars, which have no index.
+        per_file: Shards in each of the plan's files.
+        rows_per_file: Maximum number of images in a shard.
     """
 
     folder: StoragePath
@@ -57,10 +56,10 @@ class StoredPlan:
     rows_per_file: int
 
     def shard(self, number: int) -> Shard:
-        """One shard.
+        """Reads the description of one shard.
 
         Raises:
-            StorageError: the plan cannot be read.
+            StorageError: The plan cannot be read.
         """
         file, row = divmod(number, self.per_file)
         with _part(self.folder, file) as part:
@@ -74,7 +73,7 @@ class StoredPlan:
         return Shard(**cells | {"ids": tuple(cells["ids"]), "paths": tuple(cells["paths"]), "kept": kept})
 
     def ids(self, number: int) -> list[str] | None:
-        """The ids that a shard's files must hold; None where the input alone knows them."""
+        """Returns the ids that a shard's files must hold; None where only the input has them."""
         shard = self.shard(number)
         if self.source.kind == "tar" or (self.source.id_column and self.source.kind == "table"):
             return None
@@ -84,7 +83,7 @@ class StoredPlan:
         return list(shard.ids)
 
     def to_json(self) -> dict[str, Any]:
-        """All but the folder and the kept columns' types, which stand in the files."""
+        """Returns the plan's entry in `_job.json`; the kept columns' types are in the plan's files."""
         return {
             "kind": self.source.kind,
             "root": self.source.root.path,
@@ -97,13 +96,13 @@ class StoredPlan:
 
 @contextmanager
 def _part(folder: StoragePath, number: int) -> Iterator[ColumnarFile]:
-    """One of the plan's files; no cache of it, as functions with one cannot travel to Ray's workers by value."""
+    """Opens one of the plan's files; not cached, as cached functions cannot be pickled by value for workers."""
     try:
         with open_table(folder / PLAN, _file_name(number).encode()) as part:
             yield part
     except READ_ERRORS as error:
-        where = folder / PLAN / _file_name(number)
-        raise StorageError(f"the dataset's plan cannot be read: {where.path!r}: {reason(error)}") from error
+        path = folder / PLAN / _file_name(number)
+        raise StorageError(f"the dataset's plan cannot be read: {path.path!r}: {reason(error)}") from error
 
 
 def _file_name(number: int) -> str:
@@ -124,24 +123,30 @@ def _schema(kept: Iterable[pa.Field]) -> pa.Schema:
 
 
 def write_plan(
-    folder: StoragePath, found: Input, rows_per_file: int, limit: int | None, tell: Any = None
+    folder: StoragePath,
+    opened: Input,
+    rows_per_file: int,
+    limit: int | None,
+    report: Callable[[int], None] | None = None,
 ) -> StoredPlan:
-    """Lists an input into a dataset's plan.
+    """Lists an input and writes its shards into a dataset's plan.
 
     Args:
-        folder: the dataset's.
-        limit: images to plan at most.
-        tell: called with the number of images found so far, now and then.
+        folder: The dataset's folder.
+        opened: The input.
+        rows_per_file: Maximum number of images in a shard.
+        limit: Maximum number of images to plan; None for all.
+        report: Called with the number of images listed so far.
 
     Raises:
-        InputError: the input cannot be listed, names an image twice, or `limit` stands beside tars.
-        StorageError: the plan cannot be written.
+        InputError: The input cannot be listed, has duplicate or empty ids, or is made of tars and has a limit.
+        StorageError: The plan cannot be written.
     """
-    source = found.source
+    source = opened.source
     listed = source.kind in ("files", "links")
     per_file = max(1, NAMES_PER_FILE // rows_per_file) if listed else SHARDS_PER_FILE
     require_countable(source, limit)
-    shards = found.shards if limit is None else limited(found.shards, limit)
+    shards = opened.shards if limit is None else limited(opened.shards, limit)
     schema = _schema(source.kept)
     count = images = 0
     escaped = False
@@ -156,8 +161,8 @@ def write_plan(
         (folder / PLAN / _file_name(part)).write(sink.getvalue())
         count, images = count + len(rows), images + sum(shard.rows for shard in rows)
         escaped |= source.kind == "files" and any(_escaped(shard) for shard in rows)
-        if tell is not None:
-            tell(images)
+        if report is not None:
+            report(images)
         if len(rows) < per_file:
             break
     total = None if source.kind == "tar" else images
@@ -166,12 +171,12 @@ def write_plan(
     )
     if escaped or source.kind == "links" or (source.kind == "table" and source.id_column):
         _require_unique_ids(plan)
-        pa.default_memory_pool().release_unused()  # the ids
+        pa.default_memory_pool().release_unused()  # memory of the ids
     return plan
 
 
 def _escaped(shard: Shard) -> bool:
-    """Whether a name is no UTF-8: its escaped form may be another one's name."""
+    """Returns whether a name is not UTF-8: its escaped form may equal another file's name."""
     return any(len(name.encode()) != len(path) for name, path in zip(shard.ids, shard.paths, strict=True))
 
 
@@ -189,16 +194,20 @@ def _row(shard: Shard, schema: pa.Schema) -> pa.Table:
 
 
 def require_countable(source: Source, limit: int | None) -> None:
-    """Refuses a limit on what cannot be counted beforehand.
+    """Refuses a limit on an input whose images cannot be counted beforehand.
 
     Raises:
-        InputError: it is tars that are to be limited.
+        InputError: A limit is set, and the input is made of tars.
     """
-    if limit is not None and source.kind == "tar":
-        raise InputError("--limit needs an input whose images can be counted beforehand, which those of a tar cannot")
+    require(
+        limit is None or source.kind != "tar",
+        "--limit needs an input whose images can be counted beforehand, which those of a tar cannot",
+        InputError,
+    )
 
 
 def limited(shards: Iterator[Shard], limit: int) -> Iterator[Shard]:
+    """Yields shards up to a total number of images; the last one is cut short."""
     for shard in shards:
         if shard.rows > limit:
             kept = None if shard.kept is None else shard.kept.slice(0, limit)
@@ -212,11 +221,16 @@ def limited(shards: Iterator[Shard], limit: int) -> Iterator[Shard]:
 
 
 def read_plan(folder: StoragePath, root: StoragePath, record: dict[str, Any], settings: dict[str, Any]) -> StoredPlan:
-    """A plan as `StoredPlan.to_json` describes it.
+    """Restores a plan from what `StoredPlan.to_json` wrote.
 
     Args:
-        root: the input's filesystem, with any path.
-        settings: `image_column`, `id_column`, `keep` and `rows_per_file`, which the job's record has.
+        folder: The dataset's folder.
+        root: Any path on the input's filesystem.
+        record: The plan's entry in `_job.json`.
+        settings: The job's `image_column`, `id_column`, `keep` and `rows_per_file`.
+
+    Raises:
+        StorageError: The plan cannot be read.
     """
     with _part(folder, 0) as part:
         schema = part.schema
@@ -235,38 +249,39 @@ def read_plan(folder: StoragePath, root: StoragePath, record: dict[str, Any], se
 
 
 def plan_of_record(folder: StoragePath, record: dict[str, Any]) -> StoredPlan:
-    """The plan of a dataset whose `_job.json` is `record`, to compare with its files; the input need not be there."""
+    """Restores the plan from all of `_job.json`, to compare it with the dataset's files; the input need not exist."""
     return read_plan(folder, folder, record["plan"], record)
 
 
 def _require_unique_ids(plan: StoredPlan) -> None:
-    """Refuses an input whose ids name an image twice.
+    """Refuses an input with duplicate or empty ids.
 
     Raises:
-        InputError: some are given more than once, or are missing.
+        InputError: There are some.
     """
     source = plan.source
-    nulls, number, example = repeated_ids(_id_files(plan), plan.images or 0)
+    result = check_ids(_id_files(plan), plan.images or 0)
     column = f"column {(source.id_column or source.image_column)!r}" if source.kind != "files" else "the file names"
-    if nulls:
-        raise InputError(f"{column} has {nulls} empty ids; every image needs one")
-    if number:
+    if result.missing:
+        raise InputError(f"{column} has {result.missing} empty ids; every image needs one")
+    if result.repeated:
         nameless = source.kind == "links" and not source.id_column
         advice = "; name a column of unique ids with --id-column" if nameless else ""
         raise InputError(
-            f"ids must be unique, but {number} of {column} are given more than once, such as {example!r}{advice}"
+            f"ids must be unique, but {result.repeated} of {column} are given more than once, "
+            f"such as {result.example!r}{advice}"
         )
 
 
 def _id_files(plan: StoredPlan) -> list[IdFile]:
-    """The files that hold the ids: a root, a name below it, and the column."""
+    """Returns the files that hold the ids."""
     files = range(-(-plan.shards // plan.per_file))
     if plan.source.kind != "table":
-        return [(plan.folder / PLAN, _file_name(file).encode(), "ids") for file in files]
+        return [IdFile(plan.folder / PLAN, _file_name(file).encode(), "ids") for file in files]
     assert plan.source.id_column is not None
     names: dict[bytes, None] = {}
     for file in files:
         with _part(plan.folder, file) as part:
             paths = part.read_groups(range(len(part.groups)), ["paths"]).column(0)
         names |= dict.fromkeys(pc.list_flatten(paths).unique().to_pylist())
-    return [(plan.source.root, name, plan.source.id_column) for name in names]
+    return [IdFile(plan.source.root, name, plan.source.id_column) for name in names]

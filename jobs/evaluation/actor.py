@@ -12,7 +12,8 @@ import torch
 from jobs.evaluation.models import EvaluationModels, local_device
 from jobs.evaluation.per_image import BatchMeasurements, Measurements, RejectedImage
 from jobs.evaluation.units import EvaluationJob, WorkUnit, measure_unit, work_units
-from jobs.runtime.process import keep_freed_memory, local_cpus
+from jobs.runtime.process import keep_freed_memory
+from jobs.runtime.resources import resolve_workers, session_resources
 from jobs.runtime.session import ray_session, unwrapped
 from jobs.sources.records import Row
 
@@ -82,17 +83,16 @@ def measure_on_ray(job: EvaluationJob, rows: Sequence[Row], workers: int | None)
         AlitError: A worker raised it.
     """
     with ray_session(workers or 0) as ray:
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        count = workers or gpus or local_cpus()
-        units = work_units(rows, job.batch_size, count)
+        plan = resolve_workers(session_resources(ray), tasks=len(rows), workers=workers)
+        units = work_units(rows, job.batch_size, plan.count)
         dataset = ray.data.from_arrow([_unit_to_table(unit) for unit in units]).map_batches(
             Evaluator,
             fn_constructor_args=(job,),
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=min(count, len(units)), max_tasks_in_flight_per_actor=2),
-            num_cpus=0.5 if gpus else 1,
-            num_gpus=1 if gpus else None,
+            compute=ray.data.ActorPoolStrategy(size=min(plan.count, len(units)), max_tasks_in_flight_per_actor=2),
+            num_cpus=plan.requirements["CPU"],
+            num_gpus=plan.gpus or None,
         )
         with unwrapped():
             yield from map(_batch_from_row, dataset.iter_rows())

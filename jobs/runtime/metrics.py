@@ -6,5 +6,6 @@ from typing import Any
 
 
 def add_positive(counter: Any, value: float) -> None:
-    if value > 0:  # Ray refuses 0
+    """Adds a value to a counter of `ray.util.metrics`; Ray refuses to add 0."""
+    if value > 0:
         counter.inc(value)

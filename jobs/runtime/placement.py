@@ -1,4 +1,4 @@
-"""Where work runs on a cluster: node labels, and waiting for free resources."""
+"""Placement of work on a cluster: node labels, and waiting for free resources."""
 
 from __future__ import annotations
 
@@ -10,54 +10,59 @@ from typing import Any
 from alit.errors import AlitError
 
 
-def await_room(wanted: Sequence[tuple[Mapping[str, float], Mapping[str, str]]], patience: float) -> None:
-    """Waits until a cluster that was joined has room for all of it at once, which makes an autoscaler bring nodes.
+def wait_for_resources(bundles: Sequence[tuple[Mapping[str, float], Mapping[str, str]]], patience: float) -> None:
+    """Waits until a joined cluster has room for all bundles at once; an autoscaler adds nodes for them meanwhile.
+
+    Returns at once where Ray runs on this machine alone.
 
     Args:
-        wanted: bundles of resources, as Ray counts them, each with the labels of the node on which it lies.
-        patience: in seconds.
+        bundles: Ray resource requirements, each with the label selector of the node to place it on.
+        patience: Timeout in seconds.
 
     Raises:
-        AlitError: there is still no room.
+        AlitError: The cluster still has no room.
     """
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
 
     if not os.environ.get("RAY_ADDRESS"):
         return
-    bundles = [dict(bundle) for bundle, _ in wanted]
-    labels = [dict(labels) for _, labels in wanted]
-    selectors: Any = labels if any(labels) else None
-    group = placement_group(bundles, bundle_label_selector=selectors)
+    amounts = [dict(bundle) for bundle, _ in bundles]
+    selectors: Any = [dict(selector) for _, selector in bundles]
+    group = placement_group(amounts, bundle_label_selector=selectors if any(selectors) else None)
     try:
         if group.wait(2):
             return
-        words = [
+        descriptions = [
             "(" + ", ".join(f"{amount:g} {name}" for name, amount in bundle.items()) + ")"
-            + "".join(f" on {key}={value}" for key, value in where.items())
-            for bundle, where in wanted
+            + "".join(f" on {key}={value}" for key, value in selector.items())
+            for bundle, selector in bundles
         ]  # fmt: skip
-        asked = " and ".join(f"{words.count(each)} x {each}" for each in dict.fromkeys(words))
-        print(f"waiting up to {patience:g} s for the cluster to have room for {asked}", file=sys.stderr)
+        request = " and ".join(f"{descriptions.count(each)} x {each}" for each in dict.fromkeys(descriptions))
+        print(f"waiting up to {patience:g} s for the cluster to have room for {request}", file=sys.stderr)
         if not group.wait(patience):
-            there = ray.cluster_resources()
-            names = dict.fromkeys(name for bundle in bundles for name in bundle)
-            has = ", ".join(f"{there.get(name, 0):g} {name}" for name in names)
+            totals = ray.cluster_resources()
+            names = dict.fromkeys(name for bundle in amounts for name in bundle)
+            total = ", ".join(f"{totals.get(name, 0):g} {name}" for name in names)
             raise AlitError(
-                f"the cluster has no room for {asked} after {patience:g} s; its nodes have {has} together, in use or "
-                "not. Ask for less, add nodes, or wait longer with --patience"
+                f"the cluster has no room for {request} after {patience:g} s; its nodes have a total of {total}, in "
+                "use or free. Request less, add nodes, or wait longer with --patience"
             )
     finally:
         remove_placement_group(group)
 
 
-def labels(option: str, given: Sequence[str]) -> dict[str, str]:
-    """Ray's label selector from `key=value` texts; a value may be negated, as in `tier=!gpu`.
+def parse_labels(option: str, texts: Sequence[str]) -> dict[str, str]:
+    """Parses `key=value` texts into a Ray label selector; a value may be negated, as in `tier=!gpu`.
+
+    Args:
+        option: The command-line option, for the error message.
+        texts: The option's values.
 
     Raises:
-        AlitError: one of them is written otherwise.
+        AlitError: A text is not of the form `key=value`.
     """
-    pairs = [text.partition("=") for text in given]
-    if wrong := [text for text, (key, _, value) in zip(given, pairs, strict=True) if not (key and value)]:
-        raise AlitError(f"{option} takes labels such as tier=gpu, got {wrong[0]!r}")
+    pairs = [text.partition("=") for text in texts]
+    if malformed := [text for text, (key, _, value) in zip(texts, pairs, strict=True) if not (key and value)]:
+        raise AlitError(f"{option} takes labels such as tier=gpu, got {malformed[0]!r}")
     return {key: value for key, _, value in pairs}

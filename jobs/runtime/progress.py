@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from rich import progress as bars
 from rich.console import Console
 
+HOUR = 3600.0
+
 
 def job_bar(console: Console) -> bars.Progress:
-    """The bar of a job over images; its tasks have a field `rate`, a text."""
+    """Returns the progress bar of a job over images; its tasks have a text field `rate`."""
     columns = (
         bars.TextColumn("{task.description}"),
         bars.BarColumn(),
@@ -24,18 +26,15 @@ def job_bar(console: Console) -> bars.Progress:
 
 @contextmanager
 def counting(console: Console, activity: str, unit: str) -> Iterator[Callable[[int], None]]:
-    """Shows a number that grows; gives the function that tells it."""
+    """Shows a growing count while the context is open; yields the function that updates it."""
     with console.status(f"{activity} …") as status:
         yield lambda count: status.update(f"{activity}: {count:,} {unit}")
 
 
-HOUR = 3600.0
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person would say it."""
+def format_duration(seconds: float) -> str:
+    """Formats a duration in the unit that suits its size: seconds, minutes, hours or days."""
     if seconds < 120:
         return f"{max(1, seconds):.0f} s"
-    if seconds < 2 * 3600:
+    if seconds < 2 * HOUR:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 72 * 3600 else f"{seconds / 86400:.1f} days"
+    return f"{seconds / HOUR:.1f} h" if seconds < 72 * HOUR else f"{seconds / (24 * HOUR):.1f} days"

@@ -1,4 +1,4 @@
-"""Ray for a job: started or joined, quiet, with our code on every worker."""
+"""Ray sessions of jobs: start or join Ray, silence its console output, and ship this code to every worker."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from jobs.runtime.process import local_cpus
 
 
 def quiet_ray_data() -> None:
-    """Keeps Ray Data's errors from the console of this process: they reach us as exceptions, and its log file has them.
+    """Silences Ray Data's console errors in this process; they arrive as exceptions and stand in its log file.
 
-    Its handlers are made with the first `DataContext`.
+    Takes effect only after the first `DataContext` exists, which creates the log handlers.
     """
     for handler in logging.getLogger("ray.data").handlers:
         if handler.name == "console":
@@ -25,7 +25,14 @@ def quiet_ray_data() -> None:
 
 @contextmanager
 def unwrapped(kind: type[AlitError] = AlitError) -> Iterator[None]:
-    """Raises a worker's `AlitError` as it was there; Ray's own exception has its class and a page of traceback."""
+    """Re-raises a worker's `AlitError` without the class and the traceback that Ray wraps around it.
+
+    Args:
+        kind: The type to raise where the error crossed a process boundary.
+
+    Raises:
+        AlitError: A worker raised one; its message is the first line of the original.
+    """
     try:
         yield
     except AlitError as error:
@@ -35,10 +42,10 @@ def unwrapped(kind: type[AlitError] = AlitError) -> Iterator[None]:
 
 @contextmanager
 def ray_session(cpus: int = 0) -> Iterator[Any]:
-    """Ray, joined where `RAY_ADDRESS` names a cluster or one is already connected, else started on this machine.
+    """Yields Ray: the cluster that `RAY_ADDRESS` names, the session that is already connected, or a new local one.
 
     Args:
-        cpus: logical ones that the job's actors take; where Ray is started here there will be more.
+        cpus: Logical CPUs that the job's actors need; a local Ray is started with more than that.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own announced default; it warns otherwise
@@ -47,22 +54,22 @@ def ray_session(cpus: int = 0) -> Iterator[Any]:
 
     import jobs
 
-    # Ray puts the driver's folder first on its workers' path, where a user's own `jobs` would be found instead of ours
+    # Ray puts the driver's folder first on its workers' path, where `jobs` may resolve to the user's own package
     cloudpickle.register_pickle_by_value(jobs)
     ours = not ray.is_initialized()
     alone = ours and not os.environ.get("RAY_ADDRESS")
     if alone:
-        _start_here(ray, max(cpus, local_cpus()) + 1)
+        _start_local(ray, max(cpus, local_cpus()) + 1)
     elif ours:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    context = ray.data.DataContext.get_current()  # also makes ray.data's log handlers
+    context = ray.data.DataContext.get_current()  # also creates ray.data's log handlers
     settings: dict[str, Any] = {
         "enable_progress_bars": False,
         "print_on_execution_start": False,
-        "target_max_block_size": 1,  # every row is a block of its own, so that progress arrives when it is made
+        "target_max_block_size": 1,  # every row is a block of its own, so that progress arrives without delay
     }
     if alone:
-        settings["wait_for_min_actors_s"] = 300  # all workers together, rather than the first one alone for a while
+        settings["wait_for_min_actors_s"] = 300  # start with all workers rather than with the first one alone
         quiet_ray_data()
     before = {name: getattr(context, name) for name in settings}
     try:
@@ -77,16 +84,18 @@ def ray_session(cpus: int = 0) -> Iterator[Any]:
             ray.shutdown()
 
 
-def _start_here(ray: Any, cpus: int) -> None:
-    """Starts Ray on this machine, with its GPUs where it has any.
+def _start_local(ray: Any, cpus: int) -> None:
+    """Starts Ray on this machine, with its GPUs if it has any.
 
-    With one logical CPU more than there are, so that a plan whose actors use all of them can still start its tasks.
+    Args:
+        ray: The module.
+        cpus: Logical CPUs; one more than the actors take, so that Ray Data can still start its own tasks beside them.
     """
-    # Ray's C++ side greets every actor pool with an error line about restarts (ray-project/ray#53727), and a change of
-    # its log level with a line of its own
+    # Ray logs a spurious restart error for every actor pool (ray-project/ray#53727), and one more line when its log
+    # level is changed; hence the level, and the redirection of stderr below
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # its workers are the job itself, and would be at 15
-    # `keep_freed_memory`, for the arenas too that threads have made before it is called: Ray Train trains in a thread
+    os.environ.setdefault("RAY_worker_niceness", "0")  # workers are the job itself; the default is 15
+    # as `keep_freed_memory` does, but also for arenas created before it is called: Ray Train trains in a thread
     for name, value in (("ARENA_MAX", 1), ("TRIM_THRESHOLD_", 1 << 30), ("MMAP_THRESHOLD_", 32 << 20)):
         os.environ.setdefault(f"MALLOC_{name}", str(value))
     sys.stderr.flush()

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Stopped(SystemExit):
-    """SIGTERM came: the machine wants to be free."""
+class Terminated(SystemExit):
+    """Raised on SIGTERM (e.g. spot preemption)."""
 
     def __init__(self) -> None:
         super().__init__(128 + signal.SIGTERM)
@@ -17,14 +17,14 @@ class Stopped(SystemExit):
 
 @contextmanager
 def stop_on_sigterm() -> Iterator[None]:
-    """Raises `Stopped` when this process is asked to end, so that what is open is closed and Ray is shut down."""
+    """Raises `Terminated` in the main thread on SIGTERM, so that open resources are closed and Ray is shut down."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
-        raise Stopped
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal must not interrupt the cleanup
+        raise Terminated
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

@@ -1,4 +1,4 @@
-"""Weights on their way: from any storage to the driver, and from there into memory that a machine's workers share."""
+"""Weights from any storage to the driver, and from there into memory that the workers of a machine share."""
 
 from __future__ import annotations
 
@@ -17,45 +17,50 @@ from jobs.storage.path import parse_uri
 from jobs.storage.retry import StorageError
 
 
-def load(where: str | None) -> Weights:
-    """Loads a weights folder, local or of any storage that `parse_uri` knows; the packaged one when None.
+def load(uri: str | None) -> Weights:
+    """Loads a weights folder from any storage that `parse_uri` supports.
+
+    Args:
+        uri: A local path or a URI; None for the packaged weights.
 
     Raises:
-        WeightsError: it does not hold weights.
-        StorageError: it cannot be read.
+        WeightsError: The folder does not hold weights.
+        StorageError: The folder cannot be read.
     """
-    if where is None or "://" not in where:
-        return load_weights(where)
-    folder = parse_uri(where)
+    if uri is None or "://" not in uri:
+        return load_weights(uri)
+    folder = parse_uri(uri)
     with tempfile.TemporaryDirectory(prefix="alit-weights-") as copy:
         for name in (CONFIG, MODEL):
             try:
                 (Path(copy) / name).write_bytes((folder / name).read())
             except OSError as error:
-                raise StorageError(f"no weights in {where!r}: {name} cannot be read ({error})") from error
-        return load_weights(copy)  # what it maps stays there after the files are unlinked
+                raise StorageError(f"no weights in {uri!r}: {name} cannot be read ({error})") from error
+        return load_weights(copy)  # memory-mapped tensors stay valid after the files are unlinked
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
-    """A model in Ray's object store: workers of one machine map the same copy of its parameters.
+class SharedModel:
+    """A model in Ray's object store; all workers of a machine map the same copy of its parameters.
 
     Attributes:
-        config: of the model.
-        state: a reference to its parameters by name, as arrays.
+        config: The model's configuration.
+        state: Reference to its parameters, NumPy arrays by name.
     """
 
     config: AlitConfig
     state: Any
 
     @staticmethod
-    def of(model: Alit) -> Shared:
+    def put(model: Alit) -> SharedModel:
+        """Puts a model's parameters into the object store."""
         import ray
 
-        return Shared(model.config, ray.put({name: tensor.numpy() for name, tensor in model.state_dict().items()}))
+        state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+        return SharedModel(model.config, ray.put(state))
 
-    def model(self) -> Alit:
-        """The model, to be used and not to be trained: its parameters cannot be written to."""
+    def get(self) -> Alit:
+        """Returns the model in eval mode; its parameters are read-only, so it cannot be trained."""
         import ray
 
         with torch.device("meta"):

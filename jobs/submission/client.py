@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import alit
 from alit.errors import AlitError
-from jobs.runtime.placement import labels
+from jobs.runtime.placement import parse_labels
 from jobs.submission.options import SubmitOptions
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
@@ -59,7 +59,7 @@ def submit(command: Sequence[str], options: SubmitOptions) -> int:
     if options.upload:
         root = Path(alit.__file__).parents[1]
         environment |= {"py_modules": [str(root / name) for name in PACKAGES], "excludes": ["__pycache__/"]}
-    selector = labels("--labels", options.labels)
+    selector = parse_labels("--labels", options.labels)
     client = connect(options.address)
     with translate_client_errors():
         name = client.submit_job(

@@ -1,4 +1,4 @@
-"""`alit plan`: what tokenizing a corpus would take, from rates that `alit benchmark tokenize --rates FILE` measured."""
+"""`alit estimate`: time, storage and cost of tokenizing a corpus, from rates measured by `alit benchmark tokenize`."""
 
 from __future__ import annotations
 
@@ -13,25 +13,29 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from alit.errors import AlitError
-from jobs.runtime.progress import HOUR, duration
+from alit.validation import option, require, require_range
+from jobs.runtime.progress import HOUR, format_duration
 
-LISTED = 1000
-"""Objects that one request lists."""
+LIST_PAGE = 1000
+"""Objects that one list request returns."""
+
+READ_BYTES = 8 << 20
+"""Bytes that one request reads of a large file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rates:
-    """What was measured of the job.
+    """Measurements of a tokenization job.
 
     Attributes:
-        images_per_second: of one worker.
-        startup: seconds before the first shard.
-        tokens: per image.
-        output_bytes: per image.
-        worker: what one has: `cpu`, or a GPU's name.
-        images: on which it was measured.
-        criterion: under which.
-        weights: their fingerprint.
+        images_per_second: Throughput of one worker.
+        startup: Seconds before the first shard starts.
+        tokens: Mean tokens per image.
+        output_bytes: Mean bytes of output per image.
+        worker: Hardware of one worker: `cpu`, or a GPU's name.
+        images: Number of images in the measurement.
+        criterion: Criterion of the measurement.
+        weights: Fingerprint of the weights.
     """
 
     images_per_second: float
@@ -44,18 +48,19 @@ class Rates:
     weights: str
 
     def save(self, path: Path) -> None:
+        """Writes the rates to a JSON file."""
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Rates:
-        """Rates from a file of `save`.
+        """Reads rates that `save` wrote.
 
         Raises:
-            AlitError: it cannot be read, or holds something else.
+            AlitError: The file cannot be read, or does not hold valid rates.
         """
         try:
-            found = json.loads(path.read_text())
-            rates = cls(**{field.name: found[field.name] for field in fields(cls)})
+            record = json.loads(path.read_text())
+            rates = cls(**{field.name: record[field.name] for field in fields(cls)})
             if not (rates.images_per_second > 0 and rates.startup >= 0):
                 raise ValueError(f"images_per_second is {rates.images_per_second}, startup {rates.startup}")
             return rates
@@ -66,20 +71,20 @@ class Rates:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PlanOptions:
-    """What is planned, and at what prices.
+class EstimateOptions:
+    """Size and storage of the corpus, number of workers, and prices.
 
     Attributes:
-        images: Of the corpus, such as 1e9.
-        gpus: That work on it, one worker each; for rates of GPUs.
-        workers: That work on it; for rates of CPUs, and where workers share GPUs.
-        rows_per_file: As for tokenize.
-        input: What the corpus lies in: files are fetched one by one, parquet and tar in large reads.
-        image_bytes: Of an image file, on average: what has to be read.
-        worker_hour: Price of one worker's share of a machine for an hour.
-        gib_month: Price of a GiB of storage for a month.
-        puts_1000: Price of a thousand requests that write or list.
-        gets_1000: Price of a thousand requests that read.
+        images: Number of images in the corpus, such as 1e9.
+        gpus: Number of GPUs, one worker per GPU.
+        workers: Number of workers; for rates measured on CPUs, and where workers share GPUs.
+        rows_per_file: Images per output file, as for tokenize.
+        input: Storage layout of the corpus: files are fetched one by one, parquet and tar in large reads.
+        image_bytes: Mean size of an image file in bytes.
+        worker_hour: Price of one worker's share of a machine per hour.
+        gib_month: Price of storage per GiB and month.
+        puts_1000: Price of a thousand write or list requests.
+        gets_1000: Price of a thousand read requests.
     """
 
     images: float
@@ -96,16 +101,19 @@ class PlanOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """What it would take.
+    """Estimated time, storage and cost of a tokenization job.
 
     Attributes:
-        seconds: from the command to its end.
-        worker_hours: of all workers together, start-up included.
-        shards: two files each.
-        output_bytes: of the dataset.
-        input_bytes: that are read.
-        puts, gets: requests that write or list, and that read.
-        compute, storage_month, requests: prices.
+        seconds: Wall time of the command.
+        worker_hours: Total over all workers, start-up included.
+        shards: Number of shards, with two files each.
+        output_bytes: Size of the dataset.
+        input_bytes: Bytes that are read.
+        puts: Write or list requests.
+        gets: Read requests.
+        compute: Price of the workers.
+        storage_month: Price of storing the dataset for a month.
+        requests: Price of the requests.
     """
 
     seconds: float
@@ -120,74 +128,91 @@ class Estimate:
     requests: float
 
 
-READ = 8 << 20
-"""Bytes of one request of a large file."""
+def estimate(rates: Rates, options: EstimateOptions) -> Estimate:
+    """Estimates a job whose workers take shards in turn, so that it ends with the last round of shards.
 
-
-def estimate(rates: Rates, options: PlanOptions) -> Estimate:
-    """Workers take shards in turn, so the job ends when the last round of them does.
+    Args:
+        rates: What was measured of one worker.
+        options: The corpus, the workers and the prices.
 
     Raises:
-        AlitError: no number of workers, or an impossible one.
+        AlitError: No number of workers is given, or a number is out of range.
     """
-    workers = options.workers or options.gpus
-    if workers is None:
-        raise AlitError("say how many work on it: --gpus 64, or --workers 64")
-    for name, value in (("images", options.images), ("workers", workers), ("rows-per-file", options.rows_per_file)):
-        if not 1 <= value < math.inf:
-            raise AlitError(f"--{name} must be at least 1, got {value:g}")
+    workers = _workers(options)
     shards = math.ceil(options.images / options.rows_per_file)
-    last = options.images - (shards - 1) * options.rows_per_file
-    rounds, over = divmod(shards, workers)  # the first worker has the most: one more where the last round is not full
-    rows = (rounds + bool(over)) * options.rows_per_file
-    if over == 1 or (workers == 1 and not over):  # its last shard is the short one
-        rows += last - options.rows_per_file
+    last_rows = options.images - (shards - 1) * options.rows_per_file
+    rounds, extra = divmod(shards, workers)  # the busiest worker has one shard more if the last round is not full
+    rows = (rounds + bool(extra)) * options.rows_per_file
+    if extra == 1 or (workers == 1 and not extra):  # its last shard is the short one
+        rows += last_rows - options.rows_per_file
     seconds = rates.startup + rows / rates.images_per_second
-    read = options.images * options.image_bytes
-    gets = 2 * shards + (options.images if options.input == "files" else read / READ)
-    puts = 2 * shards + (options.images / LISTED if options.input == "files" else 0)
+    input_bytes = options.images * options.image_bytes
+    gets = 2 * shards + (options.images if options.input == "files" else input_bytes / READ_BYTES)
+    puts = 2 * shards + (options.images / LIST_PAGE if options.input == "files" else 0)
     hours = workers * seconds / HOUR
-    output = options.images * rates.output_bytes
+    output_bytes = options.images * rates.output_bytes
     return Estimate(
         seconds=seconds,
         worker_hours=hours,
         shards=shards,
-        output_bytes=output,
-        input_bytes=read,
+        output_bytes=output_bytes,
+        input_bytes=input_bytes,
         puts=puts,
         gets=gets,
         compute=hours * options.worker_hour,
-        storage_month=output / 2**30 * options.gib_month,
+        storage_month=output_bytes / 2**30 * options.gib_month,
         requests=puts / 1000 * options.puts_1000 + gets / 1000 * options.gets_1000,
     )
 
 
-def plan(rates: Rates, options: PlanOptions, console: Console) -> Estimate:
-    """Prints an estimate, with what it assumes."""
-    found = estimate(rates, options)
+def _workers(options: EstimateOptions) -> int:
+    """Returns the number of workers, after checking all counts."""
     workers = options.workers or options.gpus
+    if workers is None:
+        raise AlitError("the number of workers is missing: pass --gpus 64 or --workers 64")
+    for name, value in (("images", options.images), ("workers", workers), ("rows_per_file", options.rows_per_file)):
+        require_range(option(name), value, 1)
+        require(math.isfinite(value), f"{option(name)} must be finite, got {value}")
+    return workers
+
+
+def print_estimate(rates: Rates, options: EstimateOptions, console: Console) -> Estimate:
+    """Prints an estimate and lists its assumptions.
+
+    Args:
+        rates: What was measured of one worker.
+        options: The corpus, the workers and the prices.
+        console: Where it is printed.
+
+    Returns:
+        The estimate.
+
+    Raises:
+        AlitError: No number of workers is given, or a number is out of range.
+    """
+    result = estimate(rates, options)
     kind = "core" if rates.worker == "cpu" else "GPU"
-    table = Table.grid(padding=(0, 2))
-    cost = f"{found.compute:,.2f} compute and {found.requests:,.2f} requests; then {found.storage_month:,.2f} a month"
     lines = {
-        "corpus": f"{options.images:,.0f} images, {decimal(round(found.input_bytes))} to read",
-        "time": f"{duration(found.seconds)} on {workers} workers",
-        f"{kind} hours": f"{found.worker_hours:,.2f}",
+        "corpus": f"{options.images:,.0f} images, {decimal(round(result.input_bytes))} to read",
+        "time": f"{format_duration(result.seconds)} on {_workers(options)} workers",
+        f"{kind} hours": f"{result.worker_hours:,.2f}",
         "tokens": f"{options.images * rates.tokens:,.0f}, {rates.tokens:.1f} per image",
-        "dataset": f"{decimal(round(found.output_bytes))} in {found.shards:,} shards",
-        "requests": f"{found.puts:,.0f} that write or list, {found.gets:,.0f} that read",
-        "cost": cost,
+        "dataset": f"{decimal(round(result.output_bytes))} in {result.shards:,} shards",
+        "requests": f"{result.puts:,.0f} write or list requests, {result.gets:,.0f} read requests",
+        "cost": f"{result.compute:,.2f} for compute and {result.requests:,.2f} for requests; then "
+        f"{result.storage_month:,.2f} per month for storage",
     }
+    table = Table.grid(padding=(0, 2))
     for name, text in lines.items():
         table.add_row(f"[bold]{name}[/]", text)
     console.print(table)
-    assumed = [
+    assumptions = [
         f"a worker ({rates.worker}) encodes {rates.images_per_second:,.1f} images/s, as measured on {rates.images:,} "
         f"images under {rates.criterion} with the weights {rates.weights[:12]}",
-        "the corpus is like those images, and storage and decoding keep up with all workers",
-        f"nothing is lost on the way; {rates.startup:.0f} s of start-up, nodes that have yet to come not counted",
-        f"prices: {options.worker_hour:g} a worker's hour, {options.gib_month:g} a GiB and month, "
-        f"{options.puts_1000:g} and {options.gets_1000:g} a thousand requests; no traffic between regions",
+        "the corpus resembles those images, and storage and decoding keep up with all workers",
+        f"no work is repeated; start-up takes {rates.startup:.0f} s, not counting the time to provision nodes",
+        f"prices: {options.worker_hour:g} a worker hour, {options.gib_month:g} per GiB and month, "
+        f"{options.puts_1000:g} and {options.gets_1000:g} per thousand requests; no traffic between regions",
     ]
-    console.print("assumed:\n" + "\n".join(f"- {line}" for line in assumed), highlight=False, soft_wrap=True)
-    return found
+    console.print("assumptions:\n" + "\n".join(f"- {line}" for line in assumptions), highlight=False, soft_wrap=True)
+    return result

@@ -1,4 +1,4 @@
-"""The commands `alit tokenize` and `alit plan`. Heavy imports wait for the job, so that help answers at once."""
+"""The commands `alit tokenize` and `alit estimate`. Heavy imports wait for the job, so that help answers at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from jobs.tokenization.capacity import PlanOptions
+from jobs.tokenization.capacity import EstimateOptions
 from jobs.tokenization.options import INPUT_HELP, TokenizeOptions
 
 TOKENIZE_DEFAULTS = TokenizeOptions()
@@ -22,13 +22,15 @@ def tokenize(
 ) -> None:
     """Turn images into a Parquet dataset of adaptive-length tokens.
 
-    Every image ends up in OUTPUT/data or, with the reason, in OUTPUT/_rejects. Run the same command again after an
-    interruption: finished files are kept, the rest is done.
+    Every image ends up in OUTPUT/data or, with the reason, in OUTPUT/_rejects. After an interruption, run the same
+    command again: finished files are kept, and the remaining ones are written.
 
     Example: alit tokenize photos/ tokens/ --criterion l1:0.1
 
     Args:
+        source: The images.
         output: The dataset's folder, local or s3://.
+        options: How they are tokenized.
     """
     from rich.console import Console
 
@@ -38,27 +40,28 @@ def tokenize(
     if options.dry_run:
         job.preview(source, output, options, console)
     else:
-        job.describe(job.tokenize(source, output, options, console), console)
+        job.print_summary(job.tokenize(source, output, options, console), console)
 
 
-def plan(
+def estimate(
     what: Positional[Literal["tokenize"]],
     /,
     *,
     rates: Path,
-    options: Annotated[PlanOptions, arg(name="")],
+    options: Annotated[EstimateOptions, arg(name="")],
 ) -> None:
-    """Say what tokenizing a corpus would take: hours, storage, requests and money, with all that is assumed.
+    """Estimate time, storage and cost of tokenizing a corpus, and list the assumptions.
 
-    Example: alit benchmark tokenize photos/ --rates rates.json, then alit plan tokenize --rates rates.json --images 1e9
-    --gpus 64 --worker-hour 2.5
+    Example: alit benchmark tokenize photos/ --rates rates.json, then alit estimate tokenize --rates rates.json
+    --images 1e9 --gpus 64 --worker-hour 2.5
 
     Args:
         what: The job.
-        rates: What alit benchmark tokenize --rates measured, on a machine like those that will do the work.
+        rates: Rates measured by alit benchmark tokenize --rates, on a machine like those that will do the work.
+        options: The corpus, the workers and the prices.
     """
     from rich.console import Console
 
     from jobs.tokenization import capacity
 
-    capacity.plan(capacity.Rates.read(rates), options, Console())
+    capacity.print_estimate(capacity.Rates.read(rates), options, Console())

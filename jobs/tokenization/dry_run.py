@@ -1,30 +1,36 @@
-"""`alit tokenize --dry-run`: what would be done, and how long it would take, from a look at the first images."""
+"""`alit tokenize --dry-run`: what the job would do, and how long it would take, from a sample of the first images."""
 
 from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from alit.dataset import Metadata
-from alit.images.formats import Limits
+from alit.tokenizer import Alit
 from alit.weights import Weights
 from jobs.dataset.plan import limited, require_countable
-from jobs.runtime.process import keep_freed_memory, local_cpus
-from jobs.runtime.progress import counting, duration
-from jobs.sources.decode import decode_rows
+from jobs.runtime.process import keep_freed_memory
+from jobs.runtime.progress import counting, format_duration
+from jobs.runtime.resources import Workers, existing_resources, joins_cluster
 from jobs.sources.read import read_batches
 from jobs.sources.records import Input, Shard
+from jobs.tokenization.description import TokenizeJob, resolve_job_workers
 from jobs.tokenization.options import TokenizeOptions
-from jobs.tokenization.shard import encoded_batches
+from jobs.tokenization.shard import decode_batch, encoded_batches
 
 SAMPLE = 128
-"""Images that are encoded to see how long one takes."""
+"""Images that are encoded to measure the time per image."""
+
+ROW_BYTES = 80
+"""Approximate size of an output row besides its tokens."""
+
 KINDS = {
     "files": "image files",
     "links": "links of a list",
@@ -33,78 +39,119 @@ KINDS = {
 }
 
 
-def describe_plan(
-    found: Input,
-    options: TokenizeOptions,
-    loaded: Weights,
-    metadata: Metadata,
-    batch_size: int,
-    output: str,
-    console: Console,
+class Listing(NamedTuple):
+    """The whole input, listed."""
+
+    first: Shard
+    images: int
+    """0 for tars, whose images are not counted."""
+    shards: int
+
+
+class Sample(NamedTuple):
+    """What encoding the first images showed."""
+
+    images: int
+    rejects: int
+    tokens: int
+    """Tokens of the images that were not rejected."""
+    seconds: float
+    """Time that one worker took."""
+
+
+def preview_job(
+    opened: Input, options: TokenizeOptions, job: TokenizeJob, weights: Weights, output: str, console: Console
 ) -> None:
-    """Lists the input, encodes some of it here, and prints what the job would do.
+    """Lists the input, encodes a sample of it in this process, and prints what the job would do.
+
+    Args:
+        opened: The input.
+        options: The options as given.
+        job: The job's description, without its workers.
+        weights: The loaded weights.
+        output: The dataset's folder, as given.
+        console: Where it is printed.
 
     Raises:
-        AlitError: the input cannot be listed or read.
+        AlitError: The input cannot be listed or read.
     """
-    source, shards = found.source, found.shards
-    require_countable(source, options.limit)
-    first = next(shards)
-    with counting(console, "listing", "images found") as tell:
-        images = number = 0
-        every = chain([first], shards)
-        for shard in every if options.limit is None else limited(every, options.limit):
-            images, number = images + shard.rows, number + 1
-            tell(images)
-    counted = source.kind != "tar"
+    require_countable(opened.source, options.limit)
+    listing = _list(opened, options.limit, console)
+    job = replace(job, workers=resolve_job_workers(options, existing_resources(), listing.shards))
     with console.status(f"encoding up to {SAMPLE} images"):
-        seen, rejects, tokens, seconds = _sample(found, first, options, loaded, metadata, batch_size)
-    workers = options.workers or (torch.cuda.device_count() or local_cpus())
-    kind = KINDS[source.kind] if source.kind != "table" or source.links else "rows of tables"
-    lines = {
-        "input": kind + (f" in {found.files} file(s)" if found.files is not None else ""),
-        "columns": ", ".join(found.columns),
-        "images": f"{images:,}" if counted else "as many as the tars hold",
-        "output": f"{output}: {number:,} shards of " + (f"{options.rows_per_file:,} images" if counted else "a tar"),
-        "kept": ", ".join(f"{field.name} ({field.type})" for field in source.kept),
-        "model": f"{options.weights or 'the packaged one'}, {metadata.image_size} px, batches of {batch_size}",
-        "criterion": metadata.criterion,
-        "workers": f"{workers} of {'a GPU' if torch.cuda.is_available() else 'a CPU'} each, where the job runs here",
-        "first images": f"{seen} seen, {rejects} of them rejected",
-    }
-    if encoded := seen - rejects:
-        rate = seen / seconds * workers
-        lines["tokens"] = f"{tokens / encoded:.1f} per image"
-        lines["speed"] = f"about {rate:.0f} images/s, from one worker's {seen / seconds:.0f}, files not yet in caches"
-        if counted:
-            size = images * encoded / seen * (tokens / encoded * 2 + 80)
-            lines["time"] = f"about {duration(images / rate)}; about {decimal(round(size))} to be written"
+        sample = _encode_sample(job, listing.first, options.limit, weights.model)
     table = Table.grid(padding=(0, 2))
-    for name, text in lines.items():
+    for name, text in _lines(opened, options, job, listing, sample, output).items():
         if text:
             table.add_row(f"[bold]{name}[/]", text)
     console.print(table)
     console.print("nothing was written: this was a dry run", highlight=False)
 
 
-def _sample(
-    found: Input, shard: Shard, options: TokenizeOptions, loaded: Weights, metadata: Metadata, batch_size: int
-) -> tuple[int, int, int, float]:
-    """Images seen and rejected, the tokens of the others, and the seconds that all of it took one worker."""
-    torch.set_num_threads(1)
+def _list(opened: Input, limit: int | None, console: Console) -> Listing:
+    first = next(opened.shards)
+    images = count = 0
+    with counting(console, "listing", "images found") as report:
+        shards = chain([first], opened.shards)
+        for shard in shards if limit is None else limited(shards, limit):
+            images, count = images + shard.rows, count + 1
+            report(images)
+    return Listing(first, images, count)
+
+
+def _encode_sample(job: TokenizeJob, shard: Shard, limit: int | None, model: Alit) -> Sample:
+    torch.set_num_threads(job.threads)
     keep_freed_memory()
-    limits = Limits(max_bytes=options.max_bytes, max_pixels=options.max_pixels)
-    if shard.rows > (most := min(SAMPLE, options.limit or SAMPLE)):
-        (shard,) = limited(iter([shard]), most)
-    model = loaded.model.cuda() if torch.cuda.is_available() else loaded.model
-    rejects = tokens = seen = 0
+    size = min(SAMPLE, limit or SAMPLE)
+    if shard.rows > size:
+        (shard,) = limited(iter([shard]), size)
+    model = model.cuda() if torch.cuda.is_available() else model
+    images = rejects = tokens = 0
     started = time.monotonic()
     with ThreadPoolExecutor(2) as pool:
-        rows = read_batches(found.source, shard, batch_size, limits.max_bytes, pool)
-        batches = (decode_rows(part, metadata.image_size, limits, pool.map, options.jpeg) for part in rows)
-        for decoded, encoded in encoded_batches(model, batches, metadata, batch_size):
-            seen, rejects = seen + len(decoded.ids), rejects + len(decoded.rejects)
+        rows = read_batches(job.source, shard, job.batch_size, job.limits.max_bytes, pool)
+        batches = (decode_batch(job, part, pool.map) for part in rows)
+        for decoded, encoded in encoded_batches(model, batches, job.criterion, job.precision, job.batch_size):
+            images, rejects = images + len(decoded.ids), rejects + len(decoded.rejects)
             tokens += int(encoded.num_tokens.sum())
-            if seen >= SAMPLE:
+            if images >= SAMPLE:
                 break
-    return seen, rejects, tokens, time.monotonic() - started
+    return Sample(images, rejects, tokens, time.monotonic() - started)
+
+
+def describe_workers(workers: Workers) -> str:
+    """Returns the number of workers and what each of them gets, in words."""
+    share = "a CPU" if not workers.gpus else "a GPU" if workers.gpus == 1 else f"{workers.gpus:g} GPUs"
+    site = "in this cluster" if joins_cluster() else "on this machine"
+    return f"{workers.count}, with {share} each, {site}"
+
+
+def _lines(
+    opened: Input, options: TokenizeOptions, job: TokenizeJob, listing: Listing, sample: Sample, output: str
+) -> dict[str, str]:
+    source = job.source
+    counted = source.kind != "tar"
+    kind = KINDS[source.kind] if source.kind != "table" or source.links else "rows of tables"
+    lines = {
+        "input": kind + (f" in {opened.files} file(s)" if opened.files is not None else ""),
+        "columns": ", ".join(opened.columns),
+        "images": f"{listing.images:,}" if counted else "as many as the tars hold",
+        "output": f"{output}: {listing.shards:,} shards of "
+        + (f"{options.rows_per_file:,} images" if counted else "a tar"),
+        "kept": ", ".join(f"{field.name} ({field.type})" for field in source.kept),
+        "model": f"{options.weights or 'packaged weights'}, {job.config.image_size} px, batches of {job.batch_size}",
+        "criterion": job.criterion,
+        "workers": describe_workers(job.workers),
+        "first images": f"{sample.images} sampled, {sample.rejects} of them rejected",
+    }
+    if encoded := sample.images - sample.rejects:
+        worker_rate = sample.images / sample.seconds
+        rate = worker_rate * job.workers.count
+        tokens = sample.tokens / encoded
+        lines["tokens"] = f"{tokens:.1f} per image"
+        lines["speed"] = f"about {rate:.0f} images/s, at {worker_rate:.0f} per worker with cold file caches"
+        if counted:
+            size = listing.images * encoded / sample.images * (tokens * 2 + ROW_BYTES)
+            time_needed = format_duration(listing.images / rate)
+            lines["time"] = f"about {time_needed}; about {decimal(round(size))} to be written"
+    return lines

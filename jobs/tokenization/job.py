@@ -1,21 +1,20 @@
-"""The main job: images in, a dataset of adaptive-length tokens out, in one streaming pass of Ray Data.
+"""The tokenization job: images in, a dataset of adaptive-length tokens out, in one streaming pass of Ray Data.
 
-The input is planned once, into the dataset; a row of the Ray dataset is the number of one of the plan's shards. One
-actor reads, decodes, encodes and writes it, so that nothing but numbers and counts passes through the driver.
+The input is planned once, and the plan is stored in the dataset; a row of the Ray dataset is the number of one shard.
+One actor reads, decodes, encodes and writes it, so that only numbers and counts pass through the driver.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.console import Console
 
-from alit.dataset import Metadata, metadata_of
+from alit.dataset import Metadata, checked_criterion
 from alit.encoding.criteria import criterion_name
-from alit.images.formats import Limits
 from alit.weights import Weights
 from jobs.dataset.folder import (
     JOB,
@@ -30,30 +29,32 @@ from jobs.dataset.folder import (
 )
 from jobs.dataset.plan import StoredPlan, read_plan, write_plan
 from jobs.runtime.progress import counting
+from jobs.runtime.resources import Workers, session_resources, wait_for_workers
 from jobs.runtime.session import ray_session, unwrapped
 from jobs.runtime.signals import stop_on_sigterm
-from jobs.runtime.weights import Shared, load
+from jobs.runtime.weights import SharedModel, load
 from jobs.sources.open import open_input
 from jobs.sources.records import Input
 from jobs.storage.path import parse_uri, split_options
-from jobs.tokenization.actor import stages
-from jobs.tokenization.dry_run import describe_plan
-from jobs.tokenization.monitor import Follower
+from jobs.tokenization.actor import tokenize_shards
+from jobs.tokenization.description import TokenizeJob, describe_job, resolve_job_workers
+from jobs.tokenization.dry_run import preview_job
+from jobs.tokenization.monitor import ProgressMonitor
 from jobs.tokenization.options import TokenizeOptions
-from jobs.tokenization.resources import batch_size, room_for, workers_for
-from jobs.tokenization.shard import Job
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Summary:
-    """What a run of the job did.
+class TokenizeSummary:
+    """The result of one run of the job.
 
     Attributes:
-        totals: of the whole dataset.
-        encoded: images that this run went through, rejects included; fewer than the dataset has when it went on.
-        seconds: from the first shard's start to the last one's end, Ray's start-up not counted.
-        startup: seconds before that.
-        output: where the dataset lies.
+        totals: Counts of the whole dataset.
+        encoded: Images that this run processed, rejects included; fewer than the dataset's if it resumed a job.
+        seconds: From the first shard's start to the last one's end, without Ray's start-up.
+        startup: Seconds before the first shard's start.
+        output: The dataset's folder, as given.
+        metadata: The dataset's provenance record.
+        workers: The workers of this run.
     """
 
     totals: Totals
@@ -62,70 +63,80 @@ class Summary:
     startup: float
     output: str
     metadata: Metadata
+    workers: Workers
 
     @property
     def images_per_second(self) -> float:
+        """Throughput of all workers together, without start-up."""
         return self.encoded / self.seconds if self.seconds else 0.0
 
 
 def preview(source: str, output: str, options: TokenizeOptions, console: Console) -> None:
-    """Prints what `tokenize` would do, writing nothing.
+    """Prints what `tokenize` would do, without writing anything.
+
+    Args:
+        source: INPUT of `alit tokenize`.
+        output: OUTPUT of `alit tokenize`.
+        options: Its options.
+        console: Where it is printed.
 
     Raises:
-        AlitError: as `tokenize` would, of the input and the options.
+        AlitError: The input or an option is invalid, as for `tokenize`.
     """
-    loaded, metadata = _load(options)
-    found = _open(source, options)
-    require_apart(parse_uri(source), found.source, parse_uri(output))
-    describe_plan(found, options, loaded, metadata, batch_size(options, None, loaded), output, console)
+    weights, criterion = _load_weights(options)
+    folder, opened = parse_uri(output), _open_source(source, options)
+    require_apart(parse_uri(source), opened.source, folder)
+    job = describe_job(options, weights, criterion, opened.source, folder)
+    preview_job(opened, options, job, weights, output, console)
 
 
 def tokenize(
     source: str, output: str, options: TokenizeOptions | None = None, console: Console | None = None
-) -> Summary:
-    """Tokenizes a corpus; the arguments are those of `alit tokenize`.
+) -> TokenizeSummary:
+    """Tokenizes a corpus, or resumes an interrupted job.
+
+    Args:
+        source: INPUT of `alit tokenize`.
+        output: OUTPUT of `alit tokenize`.
+        options: Its options.
+        console: Where progress is shown; stderr by default.
+
+    Returns:
+        Counts and timings.
 
     Raises:
-        AlitError: whatever a person can put right; the same command then goes on with what is written.
+        AlitError: The input, the output or an option is invalid, or storage fails. Written files are kept, and the same
+            call resumes.
     """
     options, console = options or TokenizeOptions(), console or Console(stderr=True)
-    loaded, metadata = _load(options)
-    limits = Limits(max_bytes=options.max_bytes, max_pixels=options.max_pixels)
-    folder, given = parse_uri(output), parse_uri(source)
+    weights, criterion = _load_weights(options)
+    folder, input_path = parse_uri(output), parse_uri(source)
     with stop_on_sigterm():
-        before = read_record(folder, overwrite=options.overwrite)
-        settings = _settings(source, options)
-        size = batch_size(options, before, loaded)
-        if before is not None:
-            require_same(folder, before, asdict(metadata) | settings | {"batch_size": size})
-            plan = read_plan(folder, given, before["plan"], settings)
+        record = read_record(folder, overwrite=options.overwrite)
+        if record is not None:
+            plan = read_plan(folder, input_path, record["plan"], _identity(source, options))
+            batch_size = int(record["batch_size"])
+            job = describe_job(options, weights, criterion, plan.source, folder, recorded_batch_size=batch_size)
+            require_same(folder, record, job_settings(job, source, options))
         else:
-            found = _open(source, options)
-            require_apart(given, found.source, folder)
+            opened = _open_source(source, options)
+            require_apart(input_path, opened.source, folder)
+            job = describe_job(options, weights, criterion, opened.source, folder)
             if options.overwrite:
                 clear(folder)
-            with counting(console, "planning", "images found") as tell:
-                plan = write_plan(folder, found, options.rows_per_file, options.limit, tell)
-            record = job_record(metadata, source, options, size, plan)
-            (folder / JOB).write(json.dumps(record, indent=1).encode())
-        job = Job(
-            source=plan.source,
-            output=folder,
-            metadata=metadata,
-            batch_size=size,
-            limits=limits,
-            jpeg=options.jpeg,
-        )
-        return _run(job, plan, loaded, options, output, console)
+            with counting(console, "planning", "images found") as report:
+                plan = write_plan(folder, opened, options.rows_per_file, options.limit, report)
+            (folder / JOB).write(json.dumps(job_record(job, source, options, plan), indent=1).encode())
+        return _run(job, plan, weights, options, output, console)
 
 
-def _load(options: TokenizeOptions) -> tuple[Weights, Metadata]:
-    loaded = load(options.weights)
-    criterion = options.criterion or loaded.model.config.criterion
-    return loaded, metadata_of(loaded, criterion, precision=options.precision, jpeg=options.jpeg)
+def _load_weights(options: TokenizeOptions) -> tuple[Weights, str]:
+    """Loads the weights and returns them with the criterion, checked against them."""
+    weights = load(options.weights)
+    return weights, checked_criterion(weights, options.criterion or weights.model.config.criterion)
 
 
-def _open(source: str, options: TokenizeOptions) -> Input:
+def _open_source(source: str, options: TokenizeOptions) -> Input:
     return open_input(
         source,
         rows_per_file=options.rows_per_file,
@@ -135,54 +146,72 @@ def _open(source: str, options: TokenizeOptions) -> Input:
     )
 
 
-def _settings(source: str, options: TokenizeOptions) -> dict[str, Any]:
-    """What makes two runs the same job, beside what determines the tokens."""
+def _identity(source: str, options: TokenizeOptions) -> dict[str, Any]:
+    """Returns the settings that make two runs the same job, besides those that determine the tokens."""
     bare = split_options(source)[0] if "://" in source else parse_uri(source).path
     names = ("image_column", "id_column", "rows_per_file", "limit", "max_bytes", "max_pixels")
     return {"input": bare, "keep": list(options.keep)} | {name: getattr(options, name) for name in names}
 
 
-def job_record(
-    metadata: Metadata, source: str, options: TokenizeOptions, size: int, plan: StoredPlan
-) -> dict[str, Any]:
-    """What `_job.json` holds: all that it takes to go on, and to refuse to go on with something else."""
-    return asdict(metadata) | _settings(source, options) | {"batch_size": size, "plan": plan.to_json()}
+def job_settings(job: TokenizeJob, source: str, options: TokenizeOptions) -> dict[str, Any]:
+    """Returns the settings with which a job can be resumed.
+
+    Args:
+        job: The job's description.
+        source: INPUT of `alit tokenize`.
+        options: Its options.
+    """
+    return asdict(job.metadata) | _identity(source, options) | {"batch_size": job.batch_size}
+
+
+def job_record(job: TokenizeJob, source: str, options: TokenizeOptions, plan: StoredPlan) -> dict[str, Any]:
+    """Returns the contents of `_job.json`: the settings, and how to read the plan again.
+
+    Args:
+        job: The job's description.
+        source: INPUT of `alit tokenize`.
+        options: Its options.
+        plan: The stored plan.
+    """
+    return job_settings(job, source, options) | {"plan": plan.to_json()}
 
 
 def _run(
-    job: Job, plan: StoredPlan, loaded: Weights, options: TokenizeOptions, output: str, console: Console
-) -> Summary:
+    job: TokenizeJob, plan: StoredPlan, weights: Weights, options: TokenizeOptions, output: str, console: Console
+) -> TokenizeSummary:
+    """Tokenizes the shards that are not yet written, and finishes the dataset."""
     todo = unwritten(job.output, plan.shards).tolist()
     images = f"{plan.images} images" if plan.images is not None else "images"
-    console.print(f"{images} in {plan.shards} shards, criterion {job.metadata.criterion}")
+    console.print(f"{images} in {plan.shards} shards, criterion {job.criterion}")
     totals = Totals()
     if done := sorted(set(range(plan.shards)).difference(todo)):
-        console.print(f"going on: {len(done)} shards are already there")
-        with counting(console, "reading their counts", "shards") as tell:
-            totals = read_totals(job.output, done, tell)
+        console.print(f"resuming: {len(done)} shards are already written")
+        with counting(console, "reading their counts", "shards") as report:
+            totals = read_totals(job.output, done, report)
     started = time.monotonic()
-    follower = Follower(plan, totals, options.max_reject_rate, console)
+    monitor = ProgressMonitor(plan, totals, options.max_reject_rate, console)
     if todo:
-        with ray_session() as ray, stop_on_sigterm(), unwrapped():  # Ray sets a handler of its own
-            workers = workers_for(options, ray.cluster_resources(), len(todo))
-            room_for(workers, options.patience)
-            dataset = stages(job, plan, Shared.of(loaded.model), todo, workers)
-            follower.follow(dataset.iter_rows())
-    missing = set(todo) - follower.done
-    assert not missing, f"every shard is done before the manifest, but for {sorted(missing)[:5]}"
+        with ray_session() as ray, stop_on_sigterm(), unwrapped():  # once more, as Ray installs its own handler
+            job = replace(job, workers=resolve_job_workers(options, session_resources(ray), len(todo)))
+            wait_for_workers(job.workers, options.patience)
+            dataset = tokenize_shards(job, plan, SharedModel.put(weights.model), todo)
+            monitor.follow(dataset.iter_rows())
+    missing = set(todo) - monitor.done
+    assert not missing, f"the manifest must come after all shards, but {sorted(missing)[:5]} are missing"
     finish(job.output, job.metadata, plan, totals)
-    return Summary(
+    return TokenizeSummary(
         totals=totals,
-        encoded=follower.encoded,
-        seconds=follower.seconds,
-        startup=time.monotonic() - started - follower.seconds,
+        encoded=monitor.encoded,
+        seconds=monitor.seconds,
+        startup=time.monotonic() - started - monitor.seconds,
         output=output,
         metadata=job.metadata,
+        workers=job.workers,
     )
 
 
-def describe(summary: Summary, console: Console) -> None:
-    """Prints what a run did, for a person."""
+def print_summary(summary: TokenizeSummary, console: Console) -> None:
+    """Prints counts, lengths and throughput of a run."""
     totals, metadata = summary.totals, summary.metadata
     tokens = totals.tokens(metadata)
     mean = tokens / max(1, totals.images)
@@ -190,16 +219,15 @@ def describe(summary: Summary, console: Console) -> None:
     console.print(f"[bold]{totals.images}[/] images tokenized, [bold]{totals.rejects}[/] rejected")
     if totals.images:
         console.print(f"{mean:.1f} tokens per image, {bits:.4f} bits per pixel at {metadata.image_size} px")
-        widest = max(totals.lengths)
+        largest = max(totals.lengths)
         for k, count in enumerate(totals.lengths):
-            bar = "█" * round(40 * count / widest)
+            bar = "█" * round(40 * count / largest)
             console.print(f"  {(k + 1) * metadata.latents_per_iteration:>4} tokens {count:>8}  {bar}", highlight=False)
         if criterion_name(metadata.criterion) != "fixed":
             console.print(f"{totals.satisfied} met the criterion {metadata.criterion}")
     if totals.rejects:
-        console.print(f"reasons are in {summary.output}/_rejects")
+        console.print(f"the reasons are in {summary.output}/_rejects")
     if summary.encoded:
-        console.print(
-            f"{summary.images_per_second:.1f} images/s over {summary.seconds:.1f} s; {summary.startup:.1f} s to start"
-        )
+        rate = f"{summary.images_per_second:.1f} images/s over {summary.seconds:.1f} s"
+        console.print(f"{rate}; {summary.startup:.1f} s to start")
     console.print(f"dataset: {summary.output}")

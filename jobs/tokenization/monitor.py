@@ -8,38 +8,41 @@ from typing import Any
 
 from rich.console import Console
 
-from alit.errors import AlitError
+from alit.validation import require
 from jobs.dataset.counts import Counts
 from jobs.dataset.folder import Totals
 from jobs.dataset.plan import StoredPlan
 from jobs.runtime.progress import job_bar
 
-PLAINLY = 256
-"""Images of which the share of rejects says something."""
+MIN_IMAGES_FOR_REJECT_RATE = 256
+"""The reject rate is not enforced below this many images."""
 
 
-class Follower:
-    """Watches the shards come in: shows how far the job is, counts, and stops it where most images are rejected.
+class ProgressMonitor:
+    """Follows the progress of shards: shows it, sums it up, and stops the job where too many images are rejected.
 
     Attributes:
-        totals: of the whole dataset; shards that are done are added.
-        done: their numbers.
-        encoded: images that they hold.
-        seconds: since the first shard was started.
+        totals: Counts of the whole dataset; shards are added when they are done.
+        done: Numbers of the shards that this run has finished.
+        encoded: Images in those shards, rejects included.
+        seconds: Duration since the first shard was started.
     """
 
     def __init__(self, plan: StoredPlan, totals: Totals, max_reject_rate: float, console: Console) -> None:
         self.plan, self.totals, self.max_reject_rate, self.console = plan, totals, max_reject_rate, console
         self.done: set[int] = set()
         self.encoded, self.seconds = 0, 0.0
-        self._under_way: dict[int, Counts] = {}  # by shard: one that is tried again tells its progress again
-        self._trouble = ""
+        self._partial: dict[int, Counts] = {}  # by shard, as a shard that is retried reports its progress again
+        self._first_reject = ""
 
     def follow(self, rows: Iterator[dict[str, Any]]) -> None:
-        """Takes the job's rows as they come.
+        """Consumes the job's rows as they arrive.
+
+        Args:
+            rows: The fields of `Counts`.
 
         Raises:
-            AlitError: too many images are rejected.
+            AlitError: Too many images are rejected.
         """
         before = self.totals.images + self.totals.rejects
         remaining = None if self.plan.images is None else self.plan.images - before
@@ -51,28 +54,29 @@ class Follower:
                 if started is None:
                     started = time.monotonic() - counts.seconds
                     bar.update(task, description="tokenizing")
-                through = self._take(counts)
-                rate = through / max(1e-9, time.monotonic() - started)
-                bar.update(task, completed=through, rate=f"{rate:.1f} images/s")
+                completed = self._add(counts)
+                rate = completed / max(1e-9, time.monotonic() - started)
+                bar.update(task, completed=completed, rate=f"{rate:.1f} images/s")
         self.seconds = time.monotonic() - started if started is not None else 0.0
 
-    def _take(self, counts: Counts) -> int:
+    def _add(self, counts: Counts) -> int:
+        """Adds one report; returns the number of images processed so far, unfinished shards included."""
         if counts.done:
-            self._under_way.pop(counts.shard, None)
-            if counts.shard not in self.done:  # a task that is tried again tells again what it did
+            self._partial.pop(counts.shard, None)
+            if counts.shard not in self.done:  # a task that is retried reports its finished shards again
                 self.done.add(counts.shard)
                 self.totals.add(counts)
                 self.encoded += counts.images + counts.rejects
         elif counts.shard not in self.done:
-            self._under_way[counts.shard] = counts
-        self._trouble = self._trouble or counts.trouble
-        partly = self._under_way.values()
-        rejects = self.totals.rejects + sum(c.rejects for c in partly)
-        images = self.totals.images + sum(c.images for c in partly)
-        if images + rejects >= PLAINLY and rejects > self.max_reject_rate * (images + rejects):
-            raise AlitError(
-                f"{rejects} of {images + rejects} images were rejected, more than --max-reject-rate "
-                f"{self.max_reject_rate:g} allows; such as {self._trouble}. Finished files are kept: the same command "
-                f"goes on, with another rate where this is as it should be"
-            )
-        return self.encoded + sum(c.images + c.rejects for c in partly)
+            self._partial[counts.shard] = counts
+        self._first_reject = self._first_reject or counts.first_reject
+        partial = self._partial.values()
+        rejects = self.totals.rejects + sum(c.rejects for c in partial)
+        images = self.totals.images + rejects + sum(c.images for c in partial)
+        require(
+            images < MIN_IMAGES_FOR_REJECT_RATE or rejects <= self.max_reject_rate * images,
+            f"{rejects} of {images} images were rejected, more than --max-reject-rate {self.max_reject_rate:g} allows; "
+            f"for example {self._first_reject}. Finished files are kept: run the same command again to resume, with a "
+            f"higher rate if so many rejects are expected",
+        )
+        return self.encoded + sum(c.images + c.rejects for c in partial)

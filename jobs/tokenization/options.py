@@ -1,4 +1,4 @@
-"""What `alit tokenize` takes, without torch or Ray, so that help answers at once."""
+"""Options of `alit tokenize`, without torch or Ray, so that help answers at once."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from alit.errors import AlitError
+from alit.validation import option, require, require_range
 
 CRITERION_HELP = (
     "When an image has enough tokens: fixed:N, l1:T, mse:T, psnr:T, ssim:T, code:T, latent:T or "
-    "package.module:function@T. The weights' own default when not given."
+    "package.module:function@T. Defaults to the criterion of the weights."
 )
 
 
@@ -25,31 +25,34 @@ INPUT_HELP = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizeOptions:
-    """All but INPUT and OUTPUT.
+    """Options of `alit tokenize` besides INPUT and OUTPUT.
 
     Attributes:
-        weights: A weights folder, local or s3://; the packaged one when not given.
-        image_column: The column of images: bytes, or paths and URIs. Of a tar, the extension of the images.
-        id_column: The column with unique ids; file#row, or the list's own paths and URIs, when not given.
-        keep: Columns to carry through, such as --keep caption label; of a tar, extensions of texts: --keep txt json.
+        weights: A weights folder, local or s3://; the packaged weights by default.
+        image_column: The column of images: bytes, or paths and URIs. For tars, the extension of the images.
+        id_column: The column with unique ids. By default file#row, or the list's own paths and URIs.
+        keep: Columns to carry through, such as --keep caption label; for tars, extensions of texts: --keep txt json.
         rows_per_file: Images per output file: the unit of work, and of what is redone after an interruption.
-        limit: Only the first images, so many.
-        overwrite: Replace a token dataset that is already there.
-        dry_run: Say what would be done, and how long it would take, and stop.
-        max_reject_rate: Stop when a larger share of the images (of 256 or more) is rejected: something is wrong then.
-        max_bytes: Larger files are rejected.
-        max_pixels: Larger images are rejected.
-        batch_size: Images per forward pass; auto goes by the model and the GPU's memory.
-        precision: Of the encoding. bfloat16 is made for GPUs, and changes some 2 % of lengths and ids. It is recorded.
+        limit: Tokenize only the first images, up to this number.
+        overwrite: Replace an existing token dataset.
+        dry_run: Print what would be done, and how long it would take, then exit.
+        max_reject_rate: Stop if a larger share of the images is rejected, which points to a wrong input. Not enforced
+            below 256 images.
+        max_bytes: Reject larger files.
+        max_pixels: Reject larger images.
+        batch_size: Images per forward pass; auto chooses by the model and the GPU's memory.
+        precision: Precision of the encoding. bfloat16 is meant for GPUs, and changes some 2 % of lengths and ids. It is
+            recorded.
         jpeg: draft decodes large JPEGs at a fraction of their size, at least twice the model's: 2 to 5 times faster for
-            photographs of several megapixels, and changes some 2 % of the ids. It is recorded.
-        workers: Processes that hold the model; one per CPU, or per GPU where there is one.
-        decode_workers: CPU tasks that decode for each worker; 0 lets it decode for itself, the default without GPUs.
-        gpus_per_worker: GPUs a worker takes, such as 0.5 for two on each; 1 where there is one.
-        worker_memory: GiB of heap that a worker is given room for: Ray puts no more of them on a node than fit.
-        worker_labels: Where workers run, by the nodes' labels, such as --worker-labels tier=gpu.
-        decode_labels: Where the CPU tasks that decode for them run.
-        patience: Seconds to wait for a cluster to have room for the first worker and a task that decodes for it.
+            images of several megapixels, and changes some 2 % of the ids. It is recorded.
+        workers: Processes that hold the model; by default one per CPU, or per GPU where there are any.
+        decode_workers: CPU tasks that decode for each worker; with 0, the default without GPUs, workers decode for
+            themselves.
+        gpus_per_worker: GPUs per worker, such as 0.5 for two workers on each; 1 by default where there are any.
+        worker_memory: GiB of heap to reserve per worker: Ray places no more workers on a node than fit.
+        worker_labels: Labels of the nodes that workers run on, such as --worker-labels tier=gpu.
+        decode_labels: Labels of the nodes that decode tasks run on.
+        patience: Seconds to wait for a cluster to have room for the first worker and one of its decode tasks.
     """
 
     criterion: Annotated[str | None, arg(help=CRITERION_HELP)] = None
@@ -76,19 +79,17 @@ class TokenizeOptions:
     patience: float = 600
 
     def __post_init__(self) -> None:
-        for name, least, most in (
-            ("rows_per_file", 1, math.inf),
-            ("limit", 1, math.inf),
-            ("max_reject_rate", 0, 1),
-            ("workers", 1, math.inf),
-            ("decode_workers", 0, math.inf),
-            ("gpus_per_worker", 0, 1e6),
-            ("worker_memory", 0, 1e6),
-            ("patience", 0, math.inf),
-        ):
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                bound = f"at least {least}" if most > 1 else f"between {least} and {most}"
-                raise AlitError(f"--{name.replace('_', '-')} must be {bound}, got {value}")
-        if self.batch_size != "auto" and self.batch_size < 1:
-            raise AlitError(f"--batch-size must be at least 1 or auto, got {self.batch_size}")
+        require_range("--rows-per-file", self.rows_per_file, 1)
+        require_range("--limit", self.limit, 1)
+        require_range("--max-reject-rate", self.max_reject_rate, 0, 1)
+        require_range("--workers", self.workers, 1)
+        require_range("--decode-workers", self.decode_workers, 0)
+        for field in ("gpus_per_worker", "worker_memory"):
+            value = getattr(self, field)
+            require_range(option(field), value, 0)
+            require(not value or math.isfinite(value), f"{option(field)} must be finite, got {value}")
+        require_range("--patience", self.patience, 0)
+        require(
+            self.batch_size == "auto" or self.batch_size >= 1,
+            f"--batch-size must be at least 1 or auto, got {self.batch_size}",
+        )

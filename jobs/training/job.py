@@ -16,7 +16,7 @@ from alit.training.cost import Cost, cost
 from alit.training.initialization import initialize_locally
 from alit.training.recipes import AdversarialRecipe, DistillRecipe, Recipe, Stage
 from alit.weights import Weights
-from jobs.runtime.placement import labels
+from jobs.runtime.placement import parse_labels
 from jobs.runtime.process import local_cpus
 from jobs.runtime.weights import load
 from jobs.storage.path import parse_uri
@@ -48,7 +48,7 @@ def train_stage(
             where = Placement(
                 workers=parse_workers(options.workers),
                 gpus=None if options.gpus == "auto" else options.gpus == "on",
-                labels=labels("--labels", options.labels),
+                labels=parse_labels("--labels", options.labels),
                 patience=options.patience,
             )
             train_on_ray(start, where, tell=progress.tell)

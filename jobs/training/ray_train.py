@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alit.errors import AlitError, TrainingError
-from jobs.runtime.placement import await_room
+from jobs.runtime.placement import wait_for_resources
 from jobs.runtime.session import ray_session
 from jobs.training.metrics import TrainMetrics
 from jobs.training.ray_feed import shared_batches
@@ -109,7 +109,7 @@ def train_on_ray(start: Start, where: Placement, *, tell: Tell) -> None:
 
         gpus = ray.cluster_resources().get("GPU", 0) > 0 if where.gpus is None else where.gpus
         needs = {"CPU": float(start.threads)} | ({"GPU": 1.0} if gpus else {})
-        await_room([(needs, where.labels)] * low, where.patience)
+        wait_for_resources([(needs, where.labels)] * low, where.patience)
         # where the driver is: on another node it could be lost with it, and the run is over without the driver anyway
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         post: Any = ray.remote(num_cpus=0)(Mailbox)

@@ -152,7 +152,7 @@ def test_entrypoints_are_valid_commands(overlay: str, monkeypatch: pytest.Monkey
     tiers = {group["labels"]["tier"]: group for group in cluster["spec"]["workerGroupSpecs"]}
     seen: list[Any] = []
     monkeypatch.setattr("jobs.tokenization.job.tokenize", lambda *given: seen.append(given))
-    monkeypatch.setattr("jobs.tokenization.job.describe", lambda *given: None)
+    monkeypatch.setattr("jobs.tokenization.job.print_summary", lambda *given: None)
     monkeypatch.setattr("jobs.training.job.train_stage", lambda *given: seen.append(given))
     for job in of_kind(overlay, "RayJob"):
         words = shlex.split(job["spec"]["entrypoint"])
@@ -177,7 +177,7 @@ def test_runbook_commands_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     text = (CLUSTER / "README.md").read_text()
     found = [line.split("#")[0] for line in re.findall(r"^alit .*$|(?<=`)alit [^`]* [^`]*(?=`)", text, re.MULTILINE)]
     found = [words for words in map(str.split, found) if len(words) > 2]
-    assert {tuple(words[1:3]) for words in found} >= {("submit", "tokenize"), ("plan", "tokenize")}
+    assert {tuple(words[1:3]) for words in found} >= {("submit", "tokenize"), ("estimate", "tokenize")}
     seen: list[str] = []
     for name in (
         "jobs.submission.client.submit",
@@ -186,9 +186,9 @@ def test_runbook_commands_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
         "jobs.tokenization.job.tokenize",
     ):
         monkeypatch.setattr(name, lambda *given, name=name: seen.append(name) or 0)
-    monkeypatch.setattr("jobs.tokenization.job.describe", lambda *given: None)
+    monkeypatch.setattr("jobs.tokenization.job.print_summary", lambda *given: None)
     monkeypatch.setattr("jobs.tokenization.capacity.Rates.read", lambda *given: None)
-    monkeypatch.setattr("jobs.tokenization.capacity.plan", lambda *given: seen.append("plan"))
+    monkeypatch.setattr("jobs.tokenization.capacity.print_estimate", lambda *given: seen.append("estimate"))
     monkeypatch.setattr(
         "jobs.benchmarks.tokenization.benchmark_tokenize", lambda *given, **more: seen.append("benchmark")
     )

@@ -133,7 +133,7 @@ def test_tokenize_stops_at_the_maximum_reject_rate(ray_session: str, weights: st
     for i in range(400):
         (tmp_path / "in" / f"{i}.jpg").write_bytes(b"GIF8 is no JPEG" if i else b"")
     with pytest.raises(
-        AlitError, match=r"images were rejected, more than --max-reject-rate 0\.5 allows; such as '0\.jpg'"
+        AlitError, match=r"images were rejected, more than --max-reject-rate 0\.5 allows; for example '0\.jpg'"
     ):
         tokenize(str(tmp_path / "in"), str(tmp_path / "out"), options(weights, rows_per_file=100), quiet())
     assert not (tmp_path / "out" / "_manifest.json").exists()

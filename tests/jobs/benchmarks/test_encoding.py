@@ -10,6 +10,7 @@ from alit.encoding.criteria import parse
 from alit.errors import AlitError
 from alit.weights import load_weights
 from jobs.benchmarks.encoding import benchmark_encode, time_encode
+from jobs.benchmarks.options import EncodeBenchmarkOptions
 
 
 def test_time_encode_measures_lengths_and_tokens(small_weights):
@@ -26,13 +27,6 @@ def test_time_encode_measures_lengths_and_tokens(small_weights):
 
 def test_benchmark_encode_refuses_a_fixed_length(image_folder, small_weights):
     """The encode benchmark refuses a criterion of a fixed length."""
+    options = EncodeBenchmarkOptions(criterion="fixed:4", weights=str(small_weights), batch_size=4, rounds=1)
     with pytest.raises(AlitError, match="adaptive"):
-        benchmark_encode(
-            str(image_folder),
-            criterion="fixed:4",
-            weights=str(small_weights),
-            batch_size=4,
-            rounds=1,
-            image_column="image",
-            console=Console(quiet=True),
-        )
+        benchmark_encode(str(image_folder), options, Console(quiet=True))

@@ -16,7 +16,6 @@ from rich.console import Console
 from small_models import TINY, random_model
 from tokenizing import tokenize_in_process
 
-from alit.dataset import metadata_of
 from alit.errors import AlitError
 from alit.images.encode import encode_image
 from alit.weights import load_weights, save_weights
@@ -40,8 +39,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, options in (("own", TokenizeOptions(id_column="key", keep=("key",))), ("plain", TokenizeOptions())):
         source, output = str(folder / "t.parquet"), str(folder / name)
         columns = {"keep": options.keep, "id_column": options.id_column}
-        plan = tokenize_in_process(source, output, weights, "l1:0.25", rows_per_file=4, **columns)
-        record = job_record(metadata_of(weights, "l1:0.25"), source, options, 64, plan)
+        job, plan = tokenize_in_process(source, output, weights, "l1:0.25", rows_per_file=4, **columns)
+        record = job_record(job, source, options, plan)
         (parse_uri(output) / JOB).write(json.dumps(record).encode())
     return folder
 
@@ -99,12 +98,12 @@ DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
         lambda d: rewritten(
             d / DATA1, lambda t: replaced(t, "tokens", [[64, *row[1:]] for row in t["tokens"].to_pylist()])
         ),
-        "the id 64, where the codebook has 64",
+        "token id 64 is out of range for a codebook of 64 codes",
     ),
     (
         "an odd length",
         lambda d: rewritten(d / DATA1, lambda t: replaced(t, "tokens", [row[1:] for row in t["tokens"].to_pylist()])),
-        "which is no length of the model",
+        "which is not a length of the model",
     ),
     (
         "a trace cut short",
@@ -146,7 +145,7 @@ def test_verify_reports_ids_held_by_two_shards(dataset: Path, tmp_path: Path) ->
     rewritten(copy / DATA1, lambda t: replaced(t, "id", ["k0", *t["id"].to_pylist()[1:]]))
     sound, text = said(copy)
     assert not sound
-    assert "1 ids are there more than once" in text
+    assert "1 ids occur more than once" in text
 
 
 def test_verify_refuses_what_is_no_dataset(dataset: Path, tmp_path: Path) -> None:

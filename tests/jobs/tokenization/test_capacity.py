@@ -1,4 +1,4 @@
-"""`alit plan`: the arithmetic of an estimate, and what it refuses."""
+"""`alit estimate`: the arithmetic of an estimate, and what it refuses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from alit.errors import AlitError
-from jobs.tokenization.capacity import PlanOptions, Rates, estimate, plan
+from jobs.tokenization.capacity import EstimateOptions, Rates, estimate, print_estimate
 
 RATES = Rates(
     images_per_second=10.0,
@@ -38,14 +38,14 @@ RATES = Rates(
 )
 def test_estimate_lasts_as_long_as_the_busiest_worker(images: int, workers: int, rows: int, seconds: float) -> None:
     """The estimated duration is that of the worker with the most images."""
-    found = estimate(RATES, PlanOptions(images=images, workers=workers, rows_per_file=rows))
+    found = estimate(RATES, EstimateOptions(images=images, workers=workers, rows_per_file=rows))
     assert found.seconds == pytest.approx(20 + seconds)
     assert found.worker_hours == pytest.approx(workers * found.seconds / 3600)
 
 
 def test_estimate_counts_storage_requests_and_cost() -> None:
     """Output size, requests and cost follow from the number of images and the layout of the corpus."""
-    asked = PlanOptions(images=1e6, gpus=10, rows_per_file=1000, image_bytes=8 << 20, worker_hour=2, input="files")
+    asked = EstimateOptions(images=1e6, gpus=10, rows_per_file=1000, image_bytes=8 << 20, worker_hour=2, input="files")
     found = estimate(RATES, asked)
     assert found.shards == 1000
     assert found.output_bytes == 1e8
@@ -60,7 +60,7 @@ def test_estimate_counts_storage_requests_and_cost() -> None:
 def test_plan_prints_its_assumptions() -> None:
     """The estimate is printed together with every assumption."""
     console = Console(file=io.StringIO(), width=200)
-    plan(RATES, PlanOptions(images=1e9, gpus=64), console)
+    print_estimate(RATES, EstimateOptions(images=1e9, gpus=64), console)
     said = console.file.getvalue()
     for words in (
         "1,000,000,000 images",
@@ -90,4 +90,4 @@ def test_rates_survive_their_file(tmp_path: Path) -> None:
 def test_estimate_refuses_impossible_plans(changes: dict, words: str) -> None:
     """Plans without workers or images are refused."""
     with pytest.raises(AlitError, match=words):
-        estimate(RATES, PlanOptions(**{"images": 10, "workers": 1} | changes))
+        estimate(RATES, EstimateOptions(**{"images": 10, "workers": 1} | changes))

@@ -13,7 +13,7 @@ import torch
 from image_files import noise_image
 from small_models import SMALL, random_model
 
-from alit.dataset import DATA, METADATA_KEY, REJECTS, Metadata, metadata_of, reject_schema, token_schema
+from alit.dataset import DATA, METADATA_KEY, REJECTS, Metadata, checked_criterion, reject_schema, token_schema
 from alit.errors import AlitError, CriterionError
 from alit.images.decode import decode_image
 from alit.weights import Weights, load_weights, save_weights
@@ -23,7 +23,9 @@ from jobs.sources.open import open_input
 from jobs.sources.records import Plan
 from jobs.storage.path import StoragePath, parse_uri
 from jobs.tokenization import shard as shards
-from jobs.tokenization.shard import Job, ShardFiles, decoded_batches
+from jobs.tokenization.description import TokenizeJob, describe_job
+from jobs.tokenization.options import TokenizeOptions
+from jobs.tokenization.shard import ShardFiles, decoded_batches
 
 
 @pytest.fixture(autouse=True)
@@ -65,17 +67,13 @@ def middle(weights: Weights) -> str:
     return f"l1:{trace[:, 0].median().item():.6f}"
 
 
-def job_of(plan: Plan, output: Path, weights: Weights, **changes: object) -> Job:
-    job = Job(
-        source=plan.source,
-        output=parse_uri(str(output)),
-        metadata=metadata_of(weights, middle(weights)),
-        batch_size=2,
-    )
+def job_of(plan: Plan, output: Path, weights: Weights, **changes: object) -> TokenizeJob:
+    options = TokenizeOptions(batch_size=2)
+    job = describe_job(options, weights, middle(weights), plan.source, parse_uri(str(output)))
     return replace(job, **changes)
 
 
-def run(job: Job, weights: Weights, plan: Plan, *, numbers: tuple[int, ...] | None = None) -> list[Counts]:
+def run(job: TokenizeJob, weights: Weights, plan: Plan, *, numbers: tuple[int, ...] | None = None) -> list[Counts]:
     """Tokenizes shards as the actor does, in this process."""
     progress: list[Counts] = []
     for shard in plan.shards:
@@ -141,7 +139,7 @@ def test_shard_reports_every_batch_and_the_whole(
     tmp_path: Path, table: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Progress is reported after every batch, and at the end for the whole shard."""
-    monkeypatch.setattr(shards, "TELL_EVERY", 0.0)
+    monkeypatch.setattr(shards, "REPORT_INTERVAL", 0.0)
     plan = plan_of(table)
     progress = run(job_of(plan, tmp_path, weights), weights, plan, numbers=(0,))
     assert [(p.images, p.rejects, p.done) for p in progress] == [
@@ -178,10 +176,10 @@ def test_shard_writes_its_counts_in_the_footer(tmp_path: Path, table: Path, weig
     assert written_counts(job.output, 0) is None
     told = [counts for counts in run(job, weights, plan) if counts.done]
     for counts in told:
-        expected = counts._replace(seconds=0.0, trouble="")
+        expected = counts._replace(seconds=0.0, first_reject="")
         assert written_counts(job.output, counts.shard) == expected
     assert sum(counts.images for counts in told) == 9
-    assert told[0].trouble.startswith("'t.parquet#2': ")
+    assert told[0].first_reject.startswith("'t.parquet#2': ")
 
 
 def test_encoded_batches_agree_with_and_without_pool(table: Path, weights: Weights) -> None:
@@ -191,7 +189,7 @@ def test_encoded_batches_agree_with_and_without_pool(table: Path, weights: Weigh
     found = []
     for pool in (False, True):
         batches = decoded_batches(job, plan.shards[0])
-        found.append(list(shards.encoded_batches(weights.model, batches, job.metadata, 2, pool)))
+        found.append(list(shards.encoded_batches(weights.model, batches, job.criterion, "float32", 2, pool)))
     assert len(found[0]) == len(found[1]) == 6
     for (decoded, alone), (other, together) in zip(*found, strict=True):
         assert decoded.ids == other.ids
@@ -228,7 +226,7 @@ def test_shard_tokens_equal_those_of_single_images(tmp_path: Path, table: Path, 
     run(job, weights, plan)
     for row in pq.read_table(tmp_path / DATA).to_pylist():
         image = decode_image(noise_image(int(row["id"].split("#")[1])), 32).pixels
-        alone = weights.model.encode(torch.from_numpy(image).permute(2, 0, 1)[None], job.metadata.criterion)
+        alone = weights.model.encode(torch.from_numpy(image).permute(2, 0, 1)[None], job.criterion)
         assert row["tokens"] == alone.tokens.tolist()
         assert row["score"] == pytest.approx(alone.score.item(), abs=1e-5)
 
@@ -236,7 +234,7 @@ def test_shard_tokens_equal_those_of_single_images(tmp_path: Path, table: Path, 
 def test_shard_of_a_fixed_length_has_no_scores(tmp_path: Path, table: Path, weights: Weights) -> None:
     """With a fixed length, scores are null and traces are empty."""
     plan = plan_of(table)
-    job = job_of(plan, tmp_path, weights, metadata=metadata_of(weights, "fixed:8"))
+    job = job_of(plan, tmp_path, weights, criterion="fixed:8")
     run(job, weights, plan)
     found = pq.read_table(tmp_path / DATA)
     assert set(found["num_tokens"].to_pylist()) == {8}
@@ -272,17 +270,17 @@ def test_shard_writes_tokens_after_rejects(
     assert written == [REJECTS, DATA]
 
 
-def test_metadata_of_refuses_continuous_latents(tmp_path: Path) -> None:
+def test_checked_criterion_refuses_continuous_latents(tmp_path: Path) -> None:
     """Weights with continuous latents cannot make a token dataset."""
     save_weights(tmp_path / "w", random_model(replace(SMALL, codebook_size=None)), provenance={})
     with pytest.raises(AlitError, match="continuous latents"):
-        metadata_of(load_weights(tmp_path / "w"), "l1:0.1")
+        checked_criterion(load_weights(tmp_path / "w"), "l1:0.1")
 
 
-def test_metadata_of_refuses_an_impossible_length(weights: Weights) -> None:
+def test_checked_criterion_refuses_an_impossible_length(weights: Weights) -> None:
     """A fixed length that the model does not have is refused."""
     with pytest.raises(CriterionError, match="4, 8, 12 tokens, not 5"):
-        metadata_of(weights, "fixed:5")
+        checked_criterion(weights, "fixed:5")
 
 
 def test_job_refuses_batches_without_images(tmp_path: Path, table: Path, weights: Weights) -> None:
