@@ -1,4 +1,4 @@
-"""Ray's autoscaler with the node types of cluster/ray-up-aws.yaml, whose machines are processes here."""
+"""Ray's autoscaler with the node types of cluster/ray-up-aws.yaml, on processes in place of machines."""
 
 from __future__ import annotations
 

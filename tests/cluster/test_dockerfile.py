@@ -1,4 +1,4 @@
-"""The Dockerfile's steps, as far as they can be run without a container engine: the same commands, another folder."""
+"""The Dockerfile's steps, run without a container engine: the same commands in another folder."""
 
 from __future__ import annotations
 

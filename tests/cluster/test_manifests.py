@@ -1,4 +1,4 @@
-"""The files of cluster/: what Kubernetes and KubeRay would take, and whether what they name is there."""
+"""The files of cluster/ are valid for Kubernetes, KubeRay and Ray, and what they refer to exists."""
 
 from __future__ import annotations
 

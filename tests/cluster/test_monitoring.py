@@ -1,4 +1,4 @@
-"""The files of cluster/monitoring: what Grafana and Prometheus would take, and when the alerts come.
+"""The files of cluster/monitoring are valid for Grafana and Prometheus, and the alerts fire when they should.
 
 What the panels show of a real run is tested in `tests/jobs/submission/test_client.py`.
 """

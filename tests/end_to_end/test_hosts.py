@@ -1,4 +1,4 @@
-"""The short form of `make hosts`: nodes on hosts of their own, one of which is cut off while a job runs."""
+"""A job on several hosts, one of which is cut off while it runs: the short form of `make hosts`."""
 
 from __future__ import annotations
 

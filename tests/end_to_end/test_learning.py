@@ -1,4 +1,4 @@
-"""Training learns real photographs: minutes of it, so `make slow` runs this."""
+"""Training learns real photographs, which takes minutes, so `make slow` runs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promises of the package: what a wheel holds, that the `alit` command is its own, and who imports whom."""
+"""The package: the contents of a wheel, the installed command, and which package imports which."""
 
 import os
 import shutil

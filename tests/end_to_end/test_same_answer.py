@@ -1,4 +1,4 @@
-"""Same image, same answer: whatever the batch size and the order, with the packaged weights on real photographs."""
+"""The packaged weights give an image the same tokens in any batch and any order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The job under attack, on a real Ray: processes killed, decoders crashed, storage failing; nothing lost or doubled."""
+"""The tokenize job on a real Ray while processes are killed, decoders crash and storage fails."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three hundred small pictures, of which some are none."""
+    """Three hundred small images, some of which are broken."""
     folder = tmp_path_factory.mktemp("photos")
     for i in range(COUNT):
         pixels = np.random.default_rng(i).integers(0, 256, (20, 20, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Batches: filled while another is computed, bounded by work, in order, without those who left."""
+"""Batches are filled while another one is computed, bounded by their cost, and without cancelled items."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The playground as a person uses it: in a real Chromium, against the real service."""
+"""The playground in a real Chromium, against the real service."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from serve.client import AsyncClient
 
 
 def photographs(request: pytest.FixtureRequest) -> list[bytes]:
-    """200 of the real ones beside the checkout, or pictures made up."""
+    """Returns 200 of the photographs beside the checkout, or generated images."""
     try:
         table = request.getfixturevalue("shared") / "data/photos-136/val-00000.parquet"
     except pytest.skip.Exception:

@@ -1,4 +1,4 @@
-"""The service while its processes die, are replaced, and are asked for more than they can do."""
+"""The service while its processes are killed, replaced and overloaded."""
 
 from __future__ import annotations
 

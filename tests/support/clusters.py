@@ -1,4 +1,4 @@
-"""A real Ray cluster for the tests: nodes started as an operator would, ended by the processes that started them."""
+"""A real Ray cluster for the tests, whose nodes are started with `ray start` and ended by the tests."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ SIZE = 8
 
 
 def folder_of(path: Path, images: list[bytes]) -> Path:
+    """Writes images as files of a new folder."""
     path.mkdir()
     for number, data in enumerate(images):
         (path / f"{number:03}.png").write_bytes(data)
@@ -21,7 +22,7 @@ def folder_of(path: Path, images: list[bytes]) -> Path:
 
 
 def table_of(path: Path, images: list[bytes | None], rows: int = 9) -> Path:
-    """Parquet files of some rows each, in row groups of 2."""
+    """Writes images as Parquet tables, in row groups of 2."""
     path.mkdir()
     for start in range(0, len(images), rows):
         table = pa.table({"image": pa.array(images[start : start + rows], pa.binary())})
@@ -30,20 +31,23 @@ def table_of(path: Path, images: list[bytes | None], rows: int = 9) -> Path:
 
 
 def feed_of(source: Path | str, batch_size: int = 4, seed: int = 3, **options: object) -> Feed:
+    """Returns a feed of small batches."""
     return make_feed(str(source), size=SIZE, batch_size=batch_size, seed=seed, **options)
 
 
 def same(one: TrainingBatch, other: TrainingBatch) -> bool:
+    """Returns whether two batches are equal."""
     return torch.equal(one.images, other.images) and one[1:] == other[1:]
 
 
 def assert_same(some: list[TrainingBatch], others: list[TrainingBatch]) -> None:
+    """Asserts that two lists of batches are equal."""
     assert len(some) == len(others)
     assert all(map(same, some, others))
 
 
 def joined(shares: tuple[TrainingBatch, ...]) -> TrainingBatch:
-    """The batch that several workers' shares are, in the order of their ranks."""
+    """Returns the batch of several workers' shares, in the order of their ranks."""
     images = torch.cat([share.images for share in shares])
     ids, rejects = (list(chain.from_iterable(lists)) for lists in zip(*(share[1:] for share in shares), strict=True))
     return TrainingBatch(images, ids, rejects)

@@ -14,6 +14,7 @@ SCORES = (0.21, 0.12, 0.0434, 0.0311)
 
 
 def plain_image(shade: int, kind: str = "PNG") -> bytes:
+    """Returns a file of one color."""
     file = io.BytesIO()
     Image.new("RGB", (8, 8), (shade, 90, 40)).save(file, kind)
     return file.getvalue()
@@ -21,7 +22,8 @@ def plain_image(shade: int, kind: str = "PNG") -> bytes:
 
 def gallery_image(
     name: str = "kite.jpg", scores: tuple[float | None, ...] = SCORES, chosen: int = 2, satisfied: bool = True
-):
+) -> GalleryImage:
+    """Returns an image of a gallery page, with four lengths."""
     return GalleryImage(
         id=name,
         original=plain_image(200),

@@ -28,6 +28,7 @@ LABELS = [{"name": f"label {i}", "boxes": [i, i + 1]} for i in range(COUNT)]
 
 
 def shade_image(i: int) -> bytes:
+    """Returns a file of one gray level, in PNG or JPEG by turns."""
     shade = np.full((20 + i, 30, 3), 10 * i, np.uint8)
     return encode_image(shade, "jpeg" if i % 2 else "png")
 
@@ -36,30 +37,36 @@ IMAGES = [shade_image(i) for i in range(COUNT)]
 
 
 def formatted(form: str) -> list[str]:
+    """Returns a text with every image's number in it."""
     return [form.format(i) for i in range(COUNT)]
 
 
 def as_table(folder: Path, images: pa.Array) -> pa.Table:
+    """Returns a table of the images, with a key and a nested label."""
     return pa.table({"image": images, "key": formatted("k{}"), "label": LABELS})
 
 
 def bytes_parquet(folder: Path) -> str:
+    """Writes a Parquet table of image bytes, and returns its name."""
     pq.write_table(as_table(folder, pa.array(IMAGES, pa.binary())), folder / "t.parquet", row_group_size=2)
     return "t.parquet"
 
 
 def struct_parquet(folder: Path) -> str:
+    """Writes a Parquet table of bytes and paths, one of them without bytes, and returns its name."""
     cells = [{"bytes": data if i != 3 else None, "path": f"files/{i}.jpg"} for i, data in enumerate(IMAGES)]
     pq.write_table(as_table(folder, pa.array(cells)), folder / "s.parquet")
     return "s.parquet"
 
 
 def links_parquet(folder: Path) -> str:
+    """Writes a Parquet table of links, and returns its name."""
     pq.write_table(as_table(folder, pa.array(formatted("files/{}.jpg"))), folder / "l.parquet")
     return "l.parquet"
 
 
 def arrow_file(folder: Path) -> str:
+    """Writes an Arrow file of image bytes, and returns its name."""
     table = as_table(folder, pa.array(IMAGES, pa.large_binary()))
     with pa.ipc.new_file(folder / "f.arrow", table.schema) as file:
         file.write_table(table, 3)
@@ -67,6 +74,7 @@ def arrow_file(folder: Path) -> str:
 
 
 def arrow_stream(folder: Path) -> str:
+    """Writes an Arrow stream of image bytes, and returns its name."""
     table = as_table(folder, pa.array(IMAGES, pa.binary()))
     with pa.OSFile(str(folder / "s.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as file:
         file.write_table(table, 3)
@@ -74,6 +82,7 @@ def arrow_stream(folder: Path) -> str:
 
 
 def jsonl(folder: Path) -> str:
+    """Writes a JSON Lines list of links, and returns its name."""
     lines = [
         json.dumps({"image": f"files/{i}.jpg", "key": f"k{i}", "label": LABELS[i]}, ensure_ascii=False) + "\n"
         for i in range(COUNT)
@@ -83,10 +92,12 @@ def jsonl(folder: Path) -> str:
 
 
 def stored_plan(uri: str, out: Path, rows: int = 3, limit: int | None = None, **options: Any) -> StoredPlan:
+    """Plans an input and stores the plan in a folder."""
     return write_plan(parse_uri(str(out)), open_input(uri, rows_per_file=rows, **options), rows, limit)
 
 
 def read_everything(plan: StoredPlan) -> tuple[list[str], list[bytes | None], list[str | None], list[list[Any]]]:
+    """Returns ids, data, errors and kept columns of all shards."""
     ids, data, errors, kept = [], [], [], [[] for _ in plan.source.kept]
     with ThreadPoolExecutor(4) as pool:
         for number in range(plan.shards):
@@ -100,6 +111,7 @@ def read_everything(plan: StoredPlan) -> tuple[list[str], list[bytes | None], li
 
 
 def write_tar(path: Path, mode: str = "w") -> Path:
+    """Writes a tar of the images with captions, and of irregular samples."""
     with tarfile.open(path, mode) as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
 
         def add(name: str, data: bytes) -> None:
@@ -117,7 +129,7 @@ def write_tar(path: Path, mode: str = "w") -> Path:
 
 
 def write_files(folder: Path, *names: str | bytes) -> None:
-    """Files that hold their own relative name."""
+    """Writes files that hold their own relative names."""
     for name in names:
         raw = os.fsencode(name)
         path = os.path.join(os.fsencode(folder), raw)
@@ -127,7 +139,7 @@ def write_files(folder: Path, *names: str | bytes) -> None:
 
 
 def write_table(path: Path, rows: int = 5, *, row_group_size: int | None = None, **columns: pa.Array | list) -> Path:
-    """A Parquet file whose images hold its own name and their row."""
+    """Writes a Parquet table whose images hold its name and their row."""
     path.parent.mkdir(parents=True, exist_ok=True)
     images = pa.array([os.fsencode(f"{path.name} {row}") for row in range(rows)], pa.binary())
     pq.write_table(pa.table({"image": images} | columns), path, row_group_size=row_group_size)
@@ -135,17 +147,19 @@ def write_table(path: Path, rows: int = 5, *, row_group_size: int | None = None,
 
 
 def plan_of(source: Path | str, rows_per_file: int = 2, **options: object) -> Plan:
+    """Returns the plan of an input in memory."""
     found = open_input(str(source), rows_per_file=rows_per_file, **options)
     return Plan(source=found.source, shards=tuple(found.shards))
 
 
 def read_shards(plan: Plan, max_bytes: int = 1000) -> list[Rows]:
+    """Returns the rows of every shard."""
     with ThreadPoolExecutor(2) as pool:
         return [next(read_batches(plan.source, shard, 1000, max_bytes, pool)) for shard in plan.shards]
 
 
 def data_by_id(plan: Plan) -> dict[str, bytes | None]:
-    """Data by id, where no id comes twice."""
+    """Returns the data of every id, after checking that no id occurs twice."""
     rows = read_shards(plan)
     found = {name: data for part in rows for name, data in zip(part.ids, part.data, strict=True)}
     assert len(found) == sum(len(part.ids) for part in rows) == plan.images
@@ -154,6 +168,7 @@ def data_by_id(plan: Plan) -> dict[str, bytes | None]:
 
 
 def refusal(source: Path | str, rows_per_file: int = 2, **options: object) -> str:
+    """Returns the error with which an input is refused."""
     with pytest.raises(InputError) as caught:
         plan_of(source, rows_per_file, **options)
     return str(caught.value)

@@ -1,4 +1,4 @@
-"""The processes of this machine, as /proc tells of them: what the measuring and killing tools of the tests share."""
+"""The processes of this machine, read from /proc."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def family(root: int) -> dict[int, str]:
-    """The processes below one, it included, with their titles."""
+    """Returns a process and its descendants, with their titles."""
     parents, titles = {}, {}
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -23,12 +23,12 @@ def family(root: int) -> dict[int, str]:
 
 
 def named(root: int, word: str) -> list[int]:
-    """Those below one whose title holds a word."""
+    """Returns the descendants of a process whose titles contain a word."""
     return [pid for pid, title in family(root).items() if pid != root and word in title]
 
 
 def unique_bytes(pid: int) -> int:
-    """Memory that would be free if the process ended; 0 for one that is not there."""
+    """Returns the bytes that would be free if the process ended; 0 if there is no such process."""
     try:
         lines = Path("/proc", str(pid), "smaps_rollup").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""`alit serve` in a process of its own, and what to send to it."""
+"""`alit serve` in a process of its own, and requests to it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Service:
         raise AssertionError(self.log.read_text())
 
     def requests(self) -> list[dict[str, Any]]:
-        """What its log tells of requests."""
+        """Returns the log's records of requests."""
         files = (self.config.parent / "logs").rglob("replica*Ingress*.log")
         lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
         return [line for line in lines if line.get("message") == "request"]
@@ -73,7 +73,7 @@ requests_per_minute: 6000
 
 
 def photo(seed: int, size: int = 80) -> bytes:
-    """A smooth picture with some detail."""
+    """Returns a JPEG of a smooth image with some detail."""
     random = np.random.default_rng(seed)
     coarse = Image.fromarray(random.integers(0, 256, (2 + seed % 9, 3, 3), dtype=np.uint8))
     return encode_image(np.array(coarse.resize((size, size + seed), Image.Resampling.BICUBIC)), "jpeg")

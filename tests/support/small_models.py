@@ -1,4 +1,4 @@
-"""Model configurations small enough to try everything on."""
+"""Model configurations for fast tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The proxy that fails on purpose, between s3fs and a real S3 server."""
+"""The proxy that injects faults, between s3fs and a real S3 server."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ HALTING = dataclasses.replace(TINY, halting="sampled", halting_threshold=0.03)
 
 
 def write_smooth_images(folder: Path) -> Path:
-    """Forty smooth images, and one file that is none."""
+    """Writes forty smooth images and one broken file, and returns the folder."""
     random = np.random.default_rng(0)
     for i in range(40):
         coarse = torch.from_numpy(random.random((1, 3, 5, 5), np.float32))
@@ -38,9 +38,11 @@ OPTIONS += ["--grad-iterations", "2", "--log-every", "50", "--threads", "1", "--
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Returns the final weights of a run."""
     return safetensors.torch.load_file(folder / "weights" / "model.safetensors")
 
 
 def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """Asserts that two sets of weights are bitwise equal."""
     assert one.keys() == other.keys()
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())

@@ -1,4 +1,4 @@
-"""One training, done alone or by two gloo workers that see half of each batch: what `test_workers.py` compares."""
+"""One training by a single worker, or by two gloo workers with half of each batch; see `test_distributed.py`."""
 
 from __future__ import annotations
 

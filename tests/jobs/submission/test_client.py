@@ -1,4 +1,4 @@
-"""`alit submit` on a real cluster with a token: the job's log and exit code here, mistakes as sentences, no orphans."""
+"""`alit submit` on a real cluster with a token: logs, exit codes, errors, and no processes left behind."""
 
 from __future__ import annotations
 

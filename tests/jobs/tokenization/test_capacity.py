@@ -57,7 +57,7 @@ def test_estimate_counts_storage_requests_and_cost() -> None:
     assert (tables.puts, tables.gets) == (2000, 2000 + 1e6)
 
 
-def test_plan_prints_its_assumptions() -> None:
+def test_print_estimate_lists_its_assumptions() -> None:
     """The estimate is printed together with every assumption."""
     console = Console(file=io.StringIO(), width=200)
     print_estimate(RATES, EstimateOptions(images=1e9, gpus=64), console)

@@ -53,7 +53,7 @@ def _bytes(image: Image.Image, format: str, **options: object) -> bytes:
 
 
 def photo(seed: int) -> Image.Image:
-    """Blobs of some size, so that images differ in how hard they are."""
+    """Returns an image of blobs, which are harder the smaller they are."""
     random = np.random.default_rng(seed)
     blobs = random.integers(0, 256, (2 + seed % 5, 3, 3), np.uint8)
     return Image.fromarray(blobs).resize((40 + seed, 36), Image.Resampling.BICUBIC)
@@ -116,7 +116,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
 
 @pytest.fixture(scope="module")
 def criterion(weights: Weights) -> str:
-    """One that gives these photographs various lengths."""
+    """Returns a criterion that gives these images different lengths."""
     images = torch.stack([torch.from_numpy(decode_image(_bytes(photo(n), "png"), 32).pixels) for n in range(GOOD)])
     trace = weights.model.encode(images.permute(0, 3, 1, 2), "l1:0").trace
     return f"l1:{trace[:, 1].median().item():.6f}"
@@ -140,14 +140,14 @@ class Run:
 def done(
     ray_session: None, folder: Path, weights: Weights, criterion: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Run:
-    """The dataset that most tests look at."""
+    """The dataset that most tests read."""
     output = tmp_path_factory.mktemp("tokens") / "out"
     return Run(output, tokenize(folder, output, weights, criterion=criterion))
 
 
 @pytest.fixture
 def copy(done: Run, tmp_path: Path) -> Path:
-    """A copy of it, to be damaged; its files keep their times."""
+    """A copy of the dataset to damage, whose files keep their times."""
     subprocess.run(["cp", "-a", done.output, tmp_path / "copy"], check=True)
     return tmp_path / "copy"
 

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or absent, comes back as it was saved, and outlives what happens to the others."""
+"""Checkpoints are written completely or not at all, are restored exactly, and survive damage to others."""
 
 from __future__ import annotations
 

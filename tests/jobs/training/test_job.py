@@ -15,7 +15,7 @@ from jobs.cli import main
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory) -> Path:
-    """Forty smooth images, and one file that is none."""
+    """Forty smooth images and one broken file."""
     return write_smooth_images(tmp_path_factory.mktemp("photographs"))
 
 
