@@ -275,7 +275,8 @@ def range_result(result: bytes | BaseException) -> bytes:
     """
     if not isinstance(result, BaseException):
         return result
-    if "range" in str(result).lower() and "satisf" in str(result).lower():  # an empty object has no valid range
+    text = str(result).lower()
+    if "invalidrange" in text or ("range" in text and "satisf" in text):  # an empty object has no valid range
         return b""
     with as_os_error():
         raise result

@@ -26,6 +26,14 @@ def test_s3_file_is_written_read_and_listed(bucket):
     assert "uploads" not in log.read_text()[before:], "a small file is one PUT, no multipart upload"
 
 
+def test_s3_reads_an_empty_object_as_no_bytes(bucket):
+    """An empty object, of which no range is valid, is read as no bytes, whole or up to a limit."""
+    query, _, _ = bucket
+    empty = parse_uri(f"s3://photos/empty.jsonl?{query}")
+    empty.write(b"")
+    assert (empty.read(), empty.read(10)) == (b"", b"")
+
+
 def test_s3_refuses_a_missing_bucket(bucket):
     """A URI without a bucket and a bucket that does not exist are refused with one sentence."""
     query, _, _ = bucket
