@@ -111,8 +111,8 @@ def _check_shards(folder: StoragePath, plan: StoredPlan, metadata: Metadata, pro
     with ThreadPoolExecutor(local_cpus()) as pool, job_bar(problems.console) as bar:
         task = bar.add_task("verifying", total=plan.shards, rate="shards")
         for group in batched(range(plan.shards), 256):
-            for counts, found in check(group):
-                for problem in found:
+            for counts, faults in check(group):
+                for problem in faults:
                     problems.add(problem)
                 if counts is not None:
                     totals.add(counts)

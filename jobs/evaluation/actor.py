@@ -83,16 +83,16 @@ def measure_on_ray(job: EvaluationJob, rows: Sequence[Row], workers: int | None)
         AlitError: A worker raised it.
     """
     with ray_session(workers or 0) as ray:
-        plan = resolve_workers(session_resources(ray), tasks=len(rows), workers=workers)
-        units = work_units(rows, job.batch_size, plan.count)
+        resolved = resolve_workers(session_resources(ray), tasks=len(rows), workers=workers)
+        units = work_units(rows, job.batch_size, resolved.count)
         dataset = ray.data.from_arrow([_unit_to_table(unit) for unit in units]).map_batches(
             Evaluator,
             fn_constructor_args=(job,),
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=min(plan.count, len(units)), max_tasks_in_flight_per_actor=2),
-            num_cpus=plan.requirements["CPU"],
-            num_gpus=plan.gpus or None,
+            compute=ray.data.ActorPoolStrategy(size=min(resolved.count, len(units)), max_tasks_in_flight_per_actor=2),
+            num_cpus=resolved.requirements["CPU"],
+            num_gpus=resolved.gpus or None,
         )
         with unwrapped():
             yield from map(_batch_from_row, dataset.iter_rows())

@@ -28,8 +28,9 @@ def wait_for_resources(bundles: Sequence[tuple[Mapping[str, float], Mapping[str,
     if not os.environ.get("RAY_ADDRESS"):
         return
     amounts = [dict(bundle) for bundle, _ in bundles]
-    selectors: Any = [dict(selector) for _, selector in bundles]
-    group = placement_group(amounts, bundle_label_selector=selectors if any(selectors) else None)
+    labels = [dict(selector) for _, selector in bundles]
+    selectors: Any = labels if any(labels) else None
+    group = placement_group(amounts, bundle_label_selector=selectors)
     try:
         if group.wait(2):
             return

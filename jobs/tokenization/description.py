@@ -65,7 +65,7 @@ def describe_job(
     *,
     recorded_batch_size: int | None = None,
 ) -> TokenizeJob:
-    """Resolves the options of a job, except for its workers: those depend on resources that are found later.
+    """Resolves the options of a job, except for its workers: those depend on resources that are known later.
 
     Args:
         options: The options as given.

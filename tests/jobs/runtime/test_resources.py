@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -74,6 +75,13 @@ def test_resources_of_a_cluster_are_those_of_ray(monkeypatch: pytest.MonkeyPatch
     assert session_resources(fake_ray(CPU=64.0, GPU=8.0)) == CLUSTER
     monkeypatch.delenv("RAY_ADDRESS")
     assert session_resources(fake_ray(CPU=1000.0)) == Resources(cpus=local_cpus())
+
+
+def test_dry_run_joins_the_cluster_that_jobs_would_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With RAY_ADDRESS the resources of a dry run are the cluster's."""
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
+    monkeypatch.setattr("jobs.runtime.resources.ray_session", lambda: nullcontext(fake_ray(CPU=64.0, GPU=8.0)))
+    assert existing_resources() == CLUSTER
 
 
 @pytest.mark.parametrize("options", [{}, {"gpus_per_worker": 0.5}, {"workers": 3}, {"gpus_per_worker": 0}])
