@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from paths import CLUSTER
+from paths import ROOT
 from PIL import Image
 from processes import named
 from rich.console import Console
@@ -83,14 +83,15 @@ def test_service_agrees_with_the_tokenize_job(
         assert result["ids"] == alone.tokens.tolist(), number
 
 
-def test_readme_commands_for_serving_work(service: Service, tmp_path: Path) -> None:
-    """The README's commands for serving work as they stand."""
-    text = (CLUSTER.parent / "README.md").read_text()
-    section = text[text.index("## Serving") : text.index("## Python")]
+def test_documented_requests_work(service: Service, tmp_path: Path) -> None:
+    """The requests that docs/serve.md and the README show work as they stand."""
+    text = (ROOT / "docs" / "serve.md").read_text()
+    section = text[text.index("## Requests") : text.index("## Load")]
     (tmp_path / "photo.jpg").write_bytes(photo(3))
     (tmp_path / "other.png").write_bytes(photo(4))
     blocks = re.findall(r"```(\w+)\n(.*?)```", section, re.DOTALL)
     assert [kind for kind, _ in blocks] == ["sh", "python"]
+    assert blocks[0][1] in (ROOT / "README.md").read_text()
     shell, python = (block.replace("http://127.0.0.1:8000", service.url) for _, block in blocks)
     answers = []
     for line in shell.splitlines():
