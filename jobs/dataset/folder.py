@@ -256,5 +256,5 @@ configs:
 | width, height | of the source image |
 
 Weights: `{metadata.fingerprint}`. Decode with
-`alit.tokens.TokenDataset(folder).decode(alit.load_weights(), rows)`.
+`alit.dataset.TokenDataset(folder).decode(alit.load_weights(), rows)`.
 """
