@@ -15,12 +15,13 @@ from urllib.parse import unquote_to_bytes
 import urllib3
 
 from jobs.sources.records import ImageBytes, readable
-from jobs.storage.path import StoragePath, parse_uri, range_result, require_regular
+from jobs.storage.path import StoragePath, parse_uri, require_regular
 from jobs.storage.retry import (
     StorageError,
     UnavailableError,
     as_os_error,
     is_outage,
+    range_result,
     reason,
     retry_while_unavailable,
 )

@@ -26,6 +26,7 @@ from jobs.storage.retry import (
     UnavailableError,
     as_os_error,
     is_outage,
+    range_result,
     reason,
     retry_while_unavailable,
 )
@@ -265,21 +266,6 @@ class StoragePath:
                 shutil.rmtree(self.path)
             else:
                 self.fs.rm(self.path, recursive=True)
-
-
-def range_result(result: bytes | BaseException) -> bytes:
-    """Returns one result of fsspec's `cat_ranges`, or raises it if it is an error.
-
-    Raises:
-        OSError: the range could not be read.
-    """
-    if not isinstance(result, BaseException):
-        return result
-    text = str(result).lower()
-    if "invalidrange" in text or ("range" in text and "satisf" in text):  # an empty object has no valid range
-        return b""
-    with as_os_error():
-        raise result
 
 
 def parse_uri(uri: str) -> StoragePath:

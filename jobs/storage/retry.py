@@ -76,3 +76,18 @@ def is_outage(error: OSError) -> bool:
     if "ValidationError" in type(error.__cause__).__name__:
         return False
     return isinstance(error, TimeoutError | ConnectionError) or error.__cause__ is not None or _is_client_error(error)
+
+
+def range_result(result: bytes | BaseException) -> bytes:
+    """Returns one result of fsspec's `cat_ranges`, or raises it if it is an error.
+
+    Raises:
+        OSError: the range could not be read.
+    """
+    if not isinstance(result, BaseException):
+        return result
+    text = str(result).lower()
+    if "invalidrange" in text or ("range" in text and "satisf" in text):  # an empty object has no valid range
+        return b""
+    with as_os_error():
+        raise result
