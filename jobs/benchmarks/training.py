@@ -13,9 +13,9 @@ from alit.training.recipes import Recipe, recipe_from
 from alit.weights import default_weights
 from jobs.benchmarks.options import TrainBenchmarkOptions
 from jobs.training.job import prepare
-from jobs.training.options import Options
+from jobs.training.options import TrainOptions
 from jobs.training.ray_train import Placement, train_on_ray
-from jobs.training.worker import Start, train_here
+from jobs.training.worker import TrainSpec, train_locally
 
 Mode = Literal["bare", "ray"]
 
@@ -94,12 +94,12 @@ def _recipe(options: TrainBenchmarkOptions) -> Recipe:
     return recipe_from(options.stage, options.preset, changes)
 
 
-def _train_options(options: TrainBenchmarkOptions) -> Options:
+def _train_options(options: TrainBenchmarkOptions) -> TrainOptions:
     init = options.weights or (None if options.stage == "base" else str(default_weights()))
-    return Options(preset=options.preset, init=init, image_column=options.image_column, threads=options.threads)
+    return TrainOptions(preset=options.preset, init=init, image_column=options.image_column, threads=options.threads)
 
 
-def _train(mode: Mode, start: Start, warmup: int) -> list[dict[str, Any]]:
+def _train(mode: Mode, start: TrainSpec, warmup: int) -> list[dict[str, Any]]:
     """Trains one run and returns its log's rows after the warm-up."""
     rows: list[dict[str, Any]] = []
 
@@ -108,7 +108,7 @@ def _train(mode: Mode, start: Start, warmup: int) -> list[dict[str, Any]]:
             rows.append(event["row"])
 
     if mode == "bare":
-        train_here(start, tell=tell)
+        train_locally(start, tell=tell)
     else:
         train_on_ray(start, Placement(), tell=tell)
     return rows

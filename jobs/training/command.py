@@ -18,7 +18,7 @@ def train(*arguments: str) -> None:
 def train_commands(arguments: list[str]) -> dict[str, Callable[..., Any]]:
     """The stages as commands, whose defaults are those of the --preset and --config among the arguments."""
     from alit.training.recipes import RECIPES
-    from jobs.training.options import Options, defaults
+    from jobs.training.options import TrainOptions, defaults
 
     known = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     known.add_argument("--preset")
@@ -43,7 +43,7 @@ def train_commands(arguments: list[str]) -> dict[str, Callable[..., Any]]:
             "data": Positional[Annotated[str, arg(metavar="INPUT", help="Images, as for tokenize.")]],
             "run": Positional[Annotated[str, arg(metavar="RUN", help="The run's folder, local or s3://.")]],
             "recipe": Annotated[kind, arg(name="")],
-            "options": Annotated[Options, arg(name="")],
+            "options": Annotated[TrainOptions, arg(name="")],
             "return": None,
         }
         run.__doc__ = (

@@ -87,21 +87,21 @@ def make_feed(
     return Feed(plan=plan, size=size, batch_size=batch_size, seed=seed, limits=limits)
 
 
-def held_out(uri: str, *, size: int, most: int, image_column: str = "image") -> Tensor:
-    """The first decodable images of an input, `most` at most, as inference sees them, uint8 [B, 3, S, S].
+def read_validation_images(uri: str, *, size: int, limit: int, image_column: str = "image") -> Tensor:
+    """The first decodable images of an input, `limit` at limit, as inference sees them, uint8 [B, 3, S, S].
 
     Raises:
         InputError: nothing was found, or it cannot be read.
         TrainingError: none can be decoded.
     """
     found: list[np.ndarray] = []
-    missing, why = most, "none was asked for"
+    missing, why = limit, "none was asked for"
     for decoded in decode_plan(make_plan(uri, rows_per_file=SLICE, image_column=image_column), size, 64):
         found.append(decoded.pixels[:missing])
         missing -= len(found[-1])
         why = decoded.rejects[0][1] if decoded.rejects else why
         if not missing:
             break
-    if missing == most:
+    if missing == limit:
         raise TrainingError(f"no image of {uri!r} can be decoded: {why}")
     return to_tensor(np.concatenate(found))

@@ -20,16 +20,16 @@ from jobs.runtime.placement import parse_labels
 from jobs.runtime.process import local_cpus
 from jobs.runtime.weights import load
 from jobs.storage.path import parse_uri
-from jobs.training.feed import held_out, make_feed
-from jobs.training.options import COUNTS, Options
+from jobs.training.feed import make_feed, read_validation_images
+from jobs.training.options import COUNTS, TrainOptions
 from jobs.training.progress import TrainingProgress
 from jobs.training.ray_train import Placement, train_on_ray
-from jobs.training.run_folder import Settings
-from jobs.training.worker import Start, train_here
+from jobs.training.run_folder import RunSettings
+from jobs.training.worker import TrainSpec, train_locally
 
 
 def train_stage(
-    stage: Stage, data: str, run: str, recipe: Recipe, options: Options, console: Console | None = None
+    stage: Stage, data: str, run: str, recipe: Recipe, options: TrainOptions, console: Console | None = None
 ) -> None:
     """Trains one stage on the images of `data`, in the folder `run`.
 
@@ -53,12 +53,12 @@ def train_stage(
             )
             train_on_ray(start, where, tell=progress.tell)
         else:
-            train_here(start, tell=progress.tell)
+            train_locally(start, tell=progress.tell)
 
 
 def prepare(
-    stage: Stage, data: str, run: str, recipe: Recipe, options: Options, console: Console
-) -> tuple[Start, list[str]]:
+    stage: Stage, data: str, run: str, recipe: Recipe, options: TrainOptions, console: Console
+) -> tuple[TrainSpec, list[str]]:
     """Reads and checks everything, and writes nothing: what workers need, and the plan in words."""
     low, high = parse_workers(options.workers)
     _require_shares(recipe.batch_size, low, high)
@@ -76,10 +76,12 @@ def prepare(
     feed = make_feed(data, size=size, batch_size=recipe.batch_size, seed=recipe.seed, image_column=column)
     shown = None
     if options.validation and not options.dry_run:
-        shown = held_out(options.validation, size=size, most=options.validation_images, image_column=column)
+        shown = read_validation_images(
+            options.validation, size=size, limit=options.validation_images, image_column=column
+        )
     expected = cost(model.config, recipe)
     alone = torch.cuda.is_available() and options.ray  # one process per GPU, and others that decode
-    settings = Settings(
+    settings = RunSettings(
         stage=stage,
         recipe=recipe,
         preset=options.preset,
@@ -91,13 +93,13 @@ def prepare(
         half=options.half,
         photographs=feed.plan.images,
     )
-    start = Start(
+    start = TrainSpec(
         settings=settings,
         folder=folder,
         model=model,
         perceptual=_perceptual(recipe, options, console),
         feed=feed,
-        held_out=shown,
+        validation_images=shown,
         flops=expected.flops,
         threads=options.threads or (1 if alone else max(1, local_cpus() // high)),
     )
@@ -129,7 +131,7 @@ def _require_shares(batch_size: int, low: int, high: int) -> None:
             )
 
 
-def _model(stage: Stage, recipe: Recipe, options: Options) -> tuple[Alit, Weights | None]:
+def _model(stage: Stage, recipe: Recipe, options: TrainOptions) -> tuple[Alit, Weights | None]:
     """The model with its initial values, and the weights they came from."""
     preset, init = options.preset, options.init
     if preset not in PRESETS:
@@ -153,7 +155,7 @@ def _model(stage: Stage, recipe: Recipe, options: Options) -> tuple[Alit, Weight
     return model, source
 
 
-def _perceptual(recipe: Recipe, options: Options, console: Console) -> Perceptual | None:
+def _perceptual(recipe: Recipe, options: TrainOptions, console: Console) -> Perceptual | None:
     vgg, lpips = options.vgg, options.lpips
     if not isinstance(recipe, AdversarialRecipe):
         return None
@@ -166,7 +168,7 @@ def _perceptual(recipe: Recipe, options: Options, console: Console) -> Perceptua
     return Perceptual.from_files(vgg, lpips)
 
 
-def plan_lines(start: Start, expected: Cost, workers: str) -> list[str]:
+def plan_lines(start: TrainSpec, expected: Cost, workers: str) -> list[str]:
     """What is about to be done, for a person."""
     settings, recipe, feed = start.settings, start.settings.recipe, start.feed
     share = recipe.batch_size // parse_workers(workers)[0] // recipe.accumulate or 1

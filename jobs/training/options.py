@@ -14,7 +14,7 @@ from alit.training.recipes import Recipe, Stage, recipe_from
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
+class TrainOptions:
     """What `alit train` takes beside the recipe.
 
     Attributes:
@@ -58,7 +58,7 @@ class Options:
     dry_run: bool = False
 
 
-def defaults(stage: Stage, preset: str | None, config: Path | None) -> tuple[Options, Recipe]:
+def defaults(stage: Stage, preset: str | None, config: Path | None) -> tuple[TrainOptions, Recipe]:
     """Options and recipe before the command line's own: the preset's, changed by the TOML file's.
 
     Raises:
@@ -70,7 +70,7 @@ def defaults(stage: Stage, preset: str | None, config: Path | None) -> tuple[Opt
             changes = tomllib.loads(config.read_text())
         except (OSError, ValueError) as error:
             raise ConfigError(f"--config {str(config)!r} cannot be read as TOML: {error}") from error
-    known = {field.name: field for field in dataclasses.fields(Options)}
+    known = {field.name: field for field in dataclasses.fields(TrainOptions)}
     given: dict[str, Any] = {name: changes.pop(name) for name in list(changes) if name in known}
     for name, value in given.items():
         wanted = _KINDS.get(name, bool if isinstance(known[name].default, bool) else str)
@@ -84,7 +84,7 @@ def defaults(stage: Stage, preset: str | None, config: Path | None) -> tuple[Opt
             given[name] = Path(str(value))
     if preset is not None:
         given["preset"] = preset
-    options = dataclasses.replace(Options(config=config), **given)
+    options = dataclasses.replace(TrainOptions(config=config), **given)
     return options, recipe_from(stage, options.preset, changes)
 
 

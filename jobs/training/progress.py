@@ -8,8 +8,6 @@ from typing import Any
 from rich import progress as bars
 from rich.console import Console
 
-SHOWN = ("loss", "images_per_second", "waiting", "mfu")
-
 
 class TrainingProgress:
     """Shows the events of a `RunFolder`: `line`, `activity` or `row` with `steps`; others are not for people."""

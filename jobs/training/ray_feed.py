@@ -33,7 +33,7 @@ SEGMENT = 256
 """Tasks per Ray dataset: starting one takes seconds, and so does naming all its images."""
 
 
-PATIENCE = 600
+IMAGE_TIMEOUT = 600
 """Seconds to wait for images before giving up: a cluster may be starting machines."""
 
 
@@ -111,7 +111,7 @@ def ray_shares(feed: Feed, tasks: list[list[StepRange]], workers: int) -> list[A
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = 1  # every row is a block of its own
-    context.execution_no_progress_timeout_s = -1  # it would take a long validation for a hang; see PATIENCE
+    context.execution_no_progress_timeout_s = -1  # it would take a long validation for a hang; see IMAGE_TIMEOUT
     context.execution_options.preserve_order = True  # which also makes the split go round the workers, row by row
     context.execution_options.resource_limits = ExecutionResources.for_limits(
         object_store_memory=min(room, 2 * side_by_side * chunk_bytes)
@@ -138,7 +138,7 @@ def _task_table(feed: Feed, order: Order, task: list[StepRange]) -> pa.Table:
 
 def _unwrapped_rows(batches: Any) -> Iterator[pa.Table]:
     with unwrapped(TrainingError):
-        yield from prefetch(iter(batches), 1, PATIENCE)
+        yield from prefetch(iter(batches), 1, IMAGE_TIMEOUT)
 
 
 def read_share(
@@ -160,13 +160,13 @@ def read_share(
                 step += 1
     except TimeoutError:
         raise TrainingError(
-            f"no images for step {step} after {PATIENCE} s; Ray needs free CPUs to decode them, see `ray status`"
+            f"no images for step {step} after {IMAGE_TIMEOUT} s; Ray needs free CPUs to decode them, see `ray status`"
         ) from None
     if step != last_step:
         raise TrainingError(f"Ray Data ended before step {step}, {last_step - step} steps too early")
 
 
-class Relay:
+class IteratorRegistry:
     """An actor that hands every worker its share.
 
     Train's broadcast would pickle the shares outside of Ray's sight, and their coordinators then never end.
@@ -179,13 +179,15 @@ class Relay:
         return self.shares[worker]
 
 
-def _handed_out(shares: list[Any] | None, worker: int) -> Any:
+def _fetch_share(shares: list[Any] | None, worker: int) -> Any:
     """A worker's share of what worker 0 has made; all of them must ask."""
     import ray
     from ray.train.collective import barrier, broadcast_from_rank_zero
 
     name = uuid.uuid4().hex
-    relay: Any = ray.remote(num_cpus=0)(Relay).options(name=name).remote(shares) if shares is not None else None
+    relay: Any = (
+        ray.remote(num_cpus=0)(IteratorRegistry).options(name=name).remote(shares) if shares is not None else None
+    )
     name = broadcast_from_rank_zero(name)
     share = ray.get((relay or ray.get_actor(name)).share.remote(worker))
     barrier()  # the relay goes when everyone has its share
@@ -215,5 +217,5 @@ def shared_batches(
     else:
         made = ((tasks, None) for tasks in segments)
     for tasks, shares in made:
-        share = shares[0] if shares is not None and workers == 1 else _handed_out(shares, worker)
+        share = shares[0] if shares is not None and workers == 1 else _fetch_share(shares, worker)
         yield from read_share(share, feed, tasks, worker=worker, workers=workers)

@@ -14,13 +14,13 @@ from jobs.runtime.session import ray_session
 from jobs.training.metrics import TrainMetrics
 from jobs.training.ray_feed import shared_batches
 from jobs.training.run_folder import Tell
-from jobs.training.worker import Start, work
+from jobs.training.worker import TrainSpec, train_worker
 
 MAX_FAILURES = 16
 """Restarts after a failure that is no mistake of the user's; a machine that is taken away does not count."""
 
 
-class Mailbox:
+class EventQueue:
     """An actor that workers send events to and the driver reads, and that remembers an error that must end the run."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ def _ray_worker(settings: dict[str, Any]) -> None:
     mailbox = settings["mailbox"]
     if ray.get(mailbox.failed.remote()):
         return  # a mistake that another try would only repeat: the driver says what it is
-    start: Start = ray.get(settings["start"])
+    start: TrainSpec = ray.get(settings["start"])
     context = ray.train.get_context()
     worker, workers = context.get_world_rank(), context.get_world_size()
 
@@ -65,7 +65,7 @@ def _ray_worker(settings: dict[str, Any]) -> None:
         return shared_batches(start.feed, first, last, worker=worker, workers=workers)
 
     try:
-        work(
+        train_worker(
             start,
             batches,
             device=ray.train.torch.get_device(),
@@ -94,7 +94,7 @@ class Placement:
     patience: float = 600.0
 
 
-def train_on_ray(start: Start, where: Placement, *, tell: Tell) -> None:
+def train_on_ray(start: TrainSpec, where: Placement, *, tell: Tell) -> None:
     """Trains with as many workers as there is room for, from the least to the most.
 
     Raises:
@@ -112,7 +112,7 @@ def train_on_ray(start: Start, where: Placement, *, tell: Tell) -> None:
         wait_for_resources([(needs, where.labels)] * low, where.patience)
         # where the driver is: on another node it could be lost with it, and the run is over without the driver anyway
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        post: Any = ray.remote(num_cpus=0)(Mailbox)
+        post: Any = ray.remote(num_cpus=0)(EventQueue)
         mailbox = post.options(scheduling_strategy=here).remote()
         scratch = start.folder / ".ray"
         trainer = TorchTrainer(

@@ -42,7 +42,7 @@ Tell = Callable[[dict[str, Any]], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
+class RunSettings:
     """What a run was asked for; picklable, and written into its folder.
 
     Attributes:
@@ -77,7 +77,7 @@ class RunFolder:
     Args:
         folder: of the run.
         settings: what was asked for.
-        held_out: images to validate on, uint8 [B, 3, S, S]; None for none.
+        validation_images: images to validate on, uint8 [B, 3, S, S]; None for none.
         flops: floating-point operations per image, for the share of the device's peak that is used.
         tell: takes events for the person who waits.
         preempted: whether this machine is about to be taken away; all workers ask together.
@@ -86,14 +86,14 @@ class RunFolder:
     def __init__(
         self,
         folder: StoragePath,
-        settings: Settings,
+        settings: RunSettings,
         *,
-        held_out: Tensor | None,
+        validation_images: Tensor | None,
         flops: float = 0.0,
         tell: Tell,
         preempted: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.folder, self.settings, self.held_out, self.flops = folder, settings, held_out, flops
+        self.folder, self.settings, self.validation_images, self.flops = folder, settings, validation_images, flops
         self.tell, self.preempted = tell, preempted
         self.first = distributed.rank() == 0
         self.checkpoints = Checkpoints(folder / "checkpoints", keep=settings.recipe.keep, report=self._say)
@@ -170,10 +170,10 @@ class RunFolder:
             self.checkpoint(trainer, None)
 
     def validate(self, trainer: Trainer) -> float | None:
-        if self.held_out is None:
+        if self.validation_images is None:
             return None
         self.tell({"activity": "validating"})
-        found = validate(self.settings.stage, trainer.averaged_model(), self.held_out)
+        found = validate(self.settings.stage, trainer.averaged_model(), self.validation_images)
         if self.first:
             self._add({"step": trainer.step} | found.numbers, found)
         return found.score

@@ -1,6 +1,6 @@
 """What runs on the workers of a training run, and what starts them: Ray Train, or this process alone.
 
-A worker makes its trainer of a `Start`, goes on from the run's newest checkpoint and trains. Nothing that it needs lies
+A worker makes its trainer of a `TrainSpec`, goes on from the run's newest checkpoint and trains. Nothing that it needs lies
 on the driver's disk.
 """
 
@@ -24,11 +24,11 @@ from jobs.runtime.process import keep_freed_memory
 from jobs.storage.path import StoragePath
 from jobs.training.feed import Feed
 from jobs.training.local_feed import local_batches
-from jobs.training.run_folder import RunFolder, Settings, Tell
+from jobs.training.run_folder import RunFolder, RunSettings, Tell
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Start:
+class TrainSpec:
     """All that a worker needs; picklable.
 
     Attributes:
@@ -37,23 +37,23 @@ class Start:
         model: with its initial values, on the CPU.
         perceptual: LPIPS, where its files were given.
         feed: the training images.
-        held_out: the validation images, uint8 [B, 3, S, S].
+        validation_images: the validation images, uint8 [B, 3, S, S].
         flops: floating-point operations per image.
         threads: of torch, per worker.
     """
 
-    settings: Settings
+    settings: RunSettings
     folder: StoragePath
     model: Alit
     perceptual: Perceptual | None
     feed: Feed
-    held_out: Tensor | None
+    validation_images: Tensor | None
     flops: float
     threads: int
 
 
-def work(
-    start: Start,
+def train_worker(
+    start: TrainSpec,
     batches: Callable[[int, int], Iterator[TrainingBatch]],
     *,
     device: torch.device,
@@ -70,7 +70,7 @@ def work(
     run = RunFolder(
         start.folder,
         start.settings,
-        held_out=start.held_out,
+        validation_images=start.validation_images,
         flops=start.flops,
         tell=tell,
         preempted=preempted,
@@ -83,7 +83,7 @@ def work(
     run.finish(trainer)
 
 
-def train_here(start: Start, *, tell: Tell) -> None:
+def train_locally(start: TrainSpec, *, tell: Tell) -> None:
     """Trains in this process, without Ray."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    work(start, lambda first, last: local_batches(start.feed, first, last), device=device, tell=tell)
+    train_worker(start, lambda first, last: local_batches(start.feed, first, last), device=device, tell=tell)

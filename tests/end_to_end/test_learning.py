@@ -12,7 +12,7 @@ from alit.training.initialization import initialize_locally
 from alit.training.objectives import objective_for
 from alit.training.recipes import BaseRecipe, DistillRecipe, Recipe
 from alit.training.trainer import Trainer, TrainingBatch
-from jobs.training.feed import held_out
+from jobs.training.feed import read_validation_images
 
 PHOTOGRAPHS = 64
 
@@ -21,7 +21,7 @@ PHOTOGRAPHS = 64
 @pytest.mark.unchecked
 def test_distillation_halves_its_error(shared):
     """On 64 photographs, the error at the longest length falls below half of its value at step 100."""
-    images = held_out(str(shared / "data" / "photos-136" / "val-*.parquet"), size=32, most=PHOTOGRAPHS)
+    images = read_validation_images(str(shared / "data" / "photos-136" / "val-*.parquet"), size=32, limit=PHOTOGRAPHS)
     assert len(images) == PHOTOGRAPHS
     base = VQGANConfig(channels=(16, 32, 64), blocks=1, latent_dim=16, codebook_size=256, norm_groups=4)
     config = AlitConfig(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from alit.weights import load_weights
-from jobs.training.feed import held_out
+from jobs.training.feed import read_validation_images
 
 PHOTOGRAPHS = 224
 NEAR_TIE = 1e-5
@@ -16,7 +16,7 @@ NEAR_TIE = 1e-5
 def photographs(shared):
     weights = load_weights()
     source = str(shared / "data" / "photos-136" / "val-*.parquet")
-    return held_out(source, size=weights.model.config.image_size, most=PHOTOGRAPHS)
+    return read_validation_images(source, size=weights.model.config.image_size, limit=PHOTOGRAPHS)
 
 
 @pytest.mark.parametrize("name", ["l1", "latent"])

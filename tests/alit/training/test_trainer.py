@@ -30,7 +30,7 @@ from alit.training.trainer import Trainer, TrainingBatch
 from alit.weights import load_weights
 from jobs.storage.path import parse_uri
 from jobs.training.checkpoints import Checkpoints
-from jobs.training.run_folder import LOG, RunFolder, Settings
+from jobs.training.run_folder import LOG, RunFolder, RunSettings
 
 TINY = dataclasses.replace(WITHOUT_HALTING, halting="sampled", halting_threshold=0.03)
 GAN = {"gan_weight": 0.3, "gan_ramp": 2, "discriminator_width": 8, "discriminator_layers": 2}
@@ -347,19 +347,21 @@ def test_the_average_is_of_the_trained_weights_and_decodes():
 # ---------------------------------------------------------------- interruptions
 
 
-def settings(recipe: Recipe, **changes: Any) -> Settings:
+def settings(recipe: Recipe, **changes: Any) -> RunSettings:
     stage = next(name for name, kind in RECIPES.items() if isinstance(recipe, kind))
     given = {
         "stage": stage, "recipe": recipe, "preset": "nano", "data": "photos/", "validation": None, "init": None,
         "init_fingerprint": None, "criterion": None, "half": False, "photographs": 100,
     }  # fmt: skip
-    return Settings(**given | changes)
+    return RunSettings(**given | changes)
 
 
 def run_of(folder: Path, recipe: Recipe, said: list[Any] | None = None, **changes: Any) -> RunFolder:
     tell = (lambda event: None) if said is None else said.append
-    held_out = changes.pop("held_out", None)
-    return RunFolder(parse_uri(str(folder)), settings(recipe, **changes), held_out=held_out, tell=tell)
+    validation_images = changes.pop("validation_images", None)
+    return RunFolder(
+        parse_uri(str(folder)), settings(recipe, **changes), validation_images=validation_images, tell=tell
+    )
 
 
 def batches(first: int) -> Iterator[TrainingBatch]:
@@ -419,7 +421,7 @@ def test_a_run_that_was_killed_ends_bitwise_as_an_undisturbed_one(tmp_path, reci
 def test_a_run_writes_its_settings_log_pictures_board_and_weights(tmp_path):
     recipe = FinetuneRecipe(**common(log_every=2, validate_every=3, checkpoint_every=6))
     trainer, said = trainer_of(recipe, config=WITHOUT_HALTING), []
-    run = run_of(tmp_path, recipe, said, held_out=images_u8(), criterion="l1:0.2", half=True)
+    run = run_of(tmp_path, recipe, said, validation_images=images_u8(), criterion="l1:0.2", half=True)
     run.resume(trainer)
     train(trainer, repeat(TrainingBatch(images_u8())), run)
     run.finish(trainer)

@@ -339,7 +339,7 @@ def test_stopped_and_killed_jobs_leave_no_processes(head: Head, twelve_images: P
     code, said = done(following)
     assert code == 130
     assert "alit: job stopped was stopped" in said
-    words = "RayTrainWorker", "MapWorker", "jobs.cli", "Mailbox"
+    words = "RayTrainWorker", "MapWorker", "jobs.cli", "EventQueue"
     until = time.monotonic() + 30
     while left := [pid for word in words for pid in named(head.process.pid, word)]:
         assert time.monotonic() < until, left

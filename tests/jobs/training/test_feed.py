@@ -11,7 +11,7 @@ from image_files import blocks_image
 from alit.errors import TrainingError
 from alit.images.decode import decode_image
 from jobs.sources.records import InputError
-from jobs.training.feed import held_out
+from jobs.training.feed import read_validation_images
 from jobs.training.local_feed import local_batches
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
@@ -34,13 +34,13 @@ def test_make_feed_refuses_impossible_batches(tmp_path):
 def test_held_out_gives_the_first_good_images(tmp_path):
     """Held-out images are the first good ones, decoded as for inference."""
     folder = folder_of(tmp_path / "in", [b"text", *(blocks_image(i) for i in range(5))])
-    found = held_out(str(folder), size=SIZE, most=3)
+    found = read_validation_images(str(folder), size=SIZE, limit=3)
     assert (found.shape, found.dtype) == ((3, 3, SIZE, SIZE), torch.uint8)
     for number, pixels in enumerate(found):
         np.testing.assert_array_equal(pixels.permute(1, 2, 0).numpy(), decode_image(blocks_image(number), SIZE).pixels)
-    assert len(held_out(str(folder), size=SIZE, most=99)) == 5
+    assert len(read_validation_images(str(folder), size=SIZE, limit=99)) == 5
     with pytest.raises(TrainingError, match="can be decoded: the file starts with b'text'"):
-        held_out(str(folder / "000.png"), size=SIZE, most=1)
+        read_validation_images(str(folder / "000.png"), size=SIZE, limit=1)
 
 
 def test_make_feed_reads_structs_of_bytes_and_path(tmp_path):

@@ -49,7 +49,7 @@ def test_read_share_refuses_wrong_rows(tmp_path, monkeypatch):
             batches(Rows(good, wrong))
     with pytest.raises(TrainingError, match="ended before step 1, 1 steps too early"):
         batches(Rows(good))
-    monkeypatch.setattr(jobs.training.ray_feed, "PATIENCE", 0.05)
+    monkeypatch.setattr(jobs.training.ray_feed, "IMAGE_TIMEOUT", 0.05)
     with pytest.raises(TrainingError, match=r"no images for step 0 after 0.05 s; Ray needs free CPUs"):
         batches(Rows(good, seconds=0.5))
 
