@@ -37,6 +37,7 @@ HINTS = {
 """How to get what a skipped test needs, by a word of its reason."""
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Gives every test a lane; the processes of a parallel run take whole lanes, so each fixture is started once.
 
