@@ -21,7 +21,7 @@ demo: $(INSTALLED) ## tokenize real photographs with the packaged weights, into 
 
 test: $(INSTALLED) ## run the tests, in two processes; ARGS="-k name" passes options on to pytest
 	@echo "test: pytest -n $(PROCESSES) $(ARGS)"
-	@$(PY) -m pytest -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@$(PY) -m pytest -n $(PROCESSES) --no-loadscope-reorder $(ARGS)
 
 slow: $(INSTALLED) ## run the tests that take minutes: training that learns, a cluster whose nodes come and go
 	@echo "slow: pytest -m slow $(ARGS)"

@@ -8,14 +8,16 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Generator, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import numpy as np
 import pytest
 import s3_server
 import torch
-from paths import SHARED, TESTS
+from paths import ROOT, SHARED, TESTS
 
 # Before anything imports alit. The tower: an int is welcome where a float is asked for, as static checkers have it.
 jaxtyping.install_import_hook("alit", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
@@ -23,8 +25,9 @@ jaxtyping.install_import_hook("alit", "beartype.beartype(conf=beartype.BeartypeC
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
-LANES = {"service": "service", "ray_session": "ray"}
-"""Session fixtures that take seconds to start, and the lane of their tests, in the order in which lanes begin."""
+LANES = {"tests/serve/": "service", "tests/jobs/submission/": "cluster"}
+"""Folders whose tests share what takes seconds to start, and the lane that they run in."""
+
 
 HINTS = {
     "../shared": "photographs and schemas in a folder `shared` beside the checkout",
@@ -37,20 +40,32 @@ HINTS = {
 """How to get what a skipped test needs, by a word of its reason."""
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives every test a lane; the processes of a parallel run take whole lanes, so each fixture is started once.
+@cache
+def lane(path: str) -> str:
+    """Returns the lane of a test file: each process of a parallel run takes one whole lane after the other.
 
-    A file is a lane, but for tests that share a session fixture of `LANES`; those lanes begin first, as they are long.
+    So what several files share is started once: a service, a cluster, or Ray, in all files that name `ray_session`.
     """
-    order = [*LANES.values()]
-    lanes: dict[pytest.Item, str] = {}
-    for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        named = item.get_closest_marker("lane")
-        shared = (lane for fixture, lane in LANES.items() if fixture in fixtures)
-        lanes[item] = named.args[0] if named else next(shared, str(item.path.relative_to(TESTS)))
-        item.add_marker(pytest.mark.xdist_group(lanes[item]))
+    shared = (name for folder, name in LANES.items() if path.startswith(folder))
+    return next(shared, "ray" if "ray_session" in (ROOT / path).read_text() else path)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Schedules by lane."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Lanes(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return lane(nodeid.partition("::")[0])
+
+    return Lanes(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts the tests by lane, the longest ones first."""
+    order = ["ray", *LANES.values(), "tests/end_to_end/test_training.py"]
+    lanes = {item: lane(str(item.path.relative_to(ROOT))) for item in items}
     items.sort(key=lambda item: order.index(lanes[item]) if lanes[item] in order else len(order))
 
 

@@ -12,6 +12,7 @@ from hosts import Hosts, allowed, prepare, tokenize
 from alit.images.encode import encode_image
 
 
+@pytest.mark.slow
 def test_tokenize_survives_the_loss_of_a_host(capsys: pytest.CaptureFixture[str]) -> None:
     """A tokenize job on several hosts finishes with every image after one host loses its network."""
     if reason := allowed():
