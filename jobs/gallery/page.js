@@ -1,15 +1,15 @@
 "use strict";
-// Flips the large pictures and sorts the cards. Everything is readable without it.
+// Flips the large images and sorts the cards. Everything is readable without it.
 
 const gallery = document.querySelector(".gallery");
 const tools = document.querySelector(".tools");
 
 function show(card) {
   const input = card.querySelector(".cell input:checked");
-  const picture = input.parentElement.querySelector("img");
+  const image = input.parentElement.querySelector("img");
   const stage = card.querySelector(".stage img");
-  stage.src = picture.src;
-  stage.alt = picture.alt;
+  stage.src = image.src;
+  stage.alt = image.alt;
   card.querySelector(".stage figcaption").textContent = input.dataset.caption;
   for (const dot of card.querySelectorAll(".dot")) {
     dot.classList.toggle("now", dot.dataset.view === input.value);
