@@ -12,6 +12,7 @@ from rich.console import Console
 from alit.training.recipes import Recipe, recipe_from
 from alit.weights import default_weights
 from jobs.benchmarks.options import TrainBenchmarkOptions
+from jobs.training.events import Event, StepLog
 from jobs.training.job import prepare
 from jobs.training.options import TrainOptions
 from jobs.training.ray_train import Placement, train_on_ray
@@ -59,14 +60,15 @@ def benchmark_train(source: str, options: TrainBenchmarkOptions, console: Consol
         for number in range(options.rounds):
             for mode in rates:
                 run = f"{folder}/{mode}-{number}"
-                start, lines = prepare(stage, source, run, recipe, train_options, Console(quiet=True))
+                spec, lines = prepare(stage, source, run, recipe, train_options, Console(quiet=True))
                 if not rates["bare"]:
                     console.print("\n".join(lines[:-1]), highlight=False, soft_wrap=True)
-                rows = _train(mode, start, warmup)
+                logs = _train(mode, spec, warmup)
                 if mode == "ray":
-                    waiting.append(statistics.mean(row["waiting"] for row in rows))
-                rates[mode].append(statistics.harmonic_mean(row["images_per_second"] for row in rows))
-                mfu = f", {statistics.mean(row['mfu'] for row in rows):.1%} MFU" if "mfu" in rows[0] else ""
+                    waiting.append(statistics.mean(log.waiting for log in logs))
+                rates[mode].append(statistics.harmonic_mean(log.images_per_second for log in logs))
+                utilizations = [log.mfu for log in logs if log.mfu is not None]
+                mfu = f", {statistics.mean(utilizations):.1%} MFU" if utilizations else ""
                 console.print(f"{mode}: {rates[mode][-1]:.1f} images/s{mfu}")
     result = TrainRates(bare=rates["bare"], ray=rates["ray"], waiting=waiting)
     console.print(
@@ -99,16 +101,16 @@ def _train_options(options: TrainBenchmarkOptions) -> TrainOptions:
     return TrainOptions(preset=options.preset, init=init, image_column=options.image_column, threads=options.threads)
 
 
-def _train(mode: Mode, start: TrainSpec, warmup: int) -> list[dict[str, Any]]:
-    """Trains one run and returns its log's rows after the warm-up."""
-    rows: list[dict[str, Any]] = []
+def _train(mode: Mode, spec: TrainSpec, warmup: int) -> list[StepLog]:
+    """Trains one run and returns its logs after the warm-up."""
+    logs: list[StepLog] = []
 
-    def tell(event: dict[str, Any]) -> None:
-        if "row" in event and event["row"]["step"] > warmup:
-            rows.append(event["row"])
+    def on_event(event: Event) -> None:
+        if isinstance(event, StepLog) and event.step > warmup:
+            logs.append(event)
 
     if mode == "bare":
-        train_locally(start, tell=tell)
+        train_locally(spec, on_event=on_event)
     else:
-        train_on_ray(start, Placement(), tell=tell)
-    return rows
+        train_on_ray(spec, Placement(), on_event=on_event)
+    return logs

@@ -49,7 +49,7 @@ class Feed:
             if (value := getattr(self, name)) < least:
                 raise TrainingError(f"{name} must be at least {least}, got {value}")
         if self.batch_size > self.plan.images:
-            raise TrainingError(f"batch_size {self.batch_size} is larger than the data: {self.plan.images} photographs")
+            raise TrainingError(f"batch_size {self.batch_size} is larger than the data: {self.plan.images} images")
 
     @property
     def steps_per_epoch(self) -> int:

@@ -1,7 +1,7 @@
-"""What runs on the workers of a training run, and what starts them: Ray Train, or this process alone.
+"""The training loop of one worker, and training in this process without Ray.
 
-A worker makes its trainer of a `TrainSpec`, goes on from the run's newest checkpoint and trains. Nothing that it needs lies
-on the driver's disk.
+A worker builds its trainer from a `TrainSpec`, resumes from the run's newest checkpoint and trains. It needs no file on
+the driver's disk.
 """
 
 from __future__ import annotations
@@ -22,24 +22,25 @@ from alit.training.objectives import objective_for
 from alit.training.trainer import Trainer, TrainingBatch
 from jobs.runtime.process import keep_freed_memory
 from jobs.storage.path import StoragePath
+from jobs.training.events import Message, OnEvent
 from jobs.training.feed import Feed
 from jobs.training.local_feed import local_batches
-from jobs.training.run_folder import RunFolder, RunSettings, Tell
+from jobs.training.run_folder import RunFolder, RunSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainSpec:
-    """All that a worker needs; picklable.
+    """Everything that a worker needs; picklable.
 
     Attributes:
-        settings: what was asked for.
-        folder: of the run.
-        model: with its initial values, on the CPU.
-        perceptual: LPIPS, where its files were given.
-        feed: the training images.
-        validation_images: the validation images, uint8 [B, 3, S, S].
-        flops: floating-point operations per image.
-        threads: of torch, per worker.
+        settings: The resolved settings of the run.
+        folder: The run folder.
+        model: The model with its initial values, on the CPU.
+        perceptual: LPIPS, if its files are given.
+        feed: The training images.
+        validation_images: The validation images, uint8 [B, 3, S, S]; None without validation.
+        flops: Floating-point operations per image.
+        threads: Number of torch threads per worker.
     """
 
     settings: RunSettings
@@ -53,37 +54,56 @@ class TrainSpec:
 
 
 def train_worker(
-    start: TrainSpec,
+    spec: TrainSpec,
     batches: Callable[[int, int], Iterator[TrainingBatch]],
     *,
     device: torch.device,
-    tell: Tell,
+    on_event: OnEvent,
     preempted: Callable[[], bool] = lambda: False,
 ) -> None:
-    """What every worker does: `batches` gives its share of the steps from one to another."""
-    torch.set_num_threads(start.threads)
+    """Trains as one worker of a run, from the newest checkpoint to the exported weights.
+
+    Args:
+        spec: The run.
+        batches: Returns this worker's share of the batches from one step to another.
+        device: The device to train on.
+        on_event: Receives the run's events.
+        preempted: Returns whether this machine is about to be taken away.
+
+    Raises:
+        AlitError: The checkpoint or the data does not fit the run, or training fails.
+    """
+    torch.set_num_threads(spec.threads)
     keep_freed_memory()
-    recipe = start.settings.recipe
-    model = start.model.to(device).train()
-    perceptual = start.perceptual.to(device) if start.perceptual is not None else None
+    recipe = spec.settings.recipe
+    model = spec.model.to(device).train()
+    perceptual = spec.perceptual.to(device) if spec.perceptual is not None else None
     trainer = Trainer(model, objective_for(model, recipe, perceptual), recipe)
     run = RunFolder(
-        start.folder,
-        start.settings,
-        validation_images=start.validation_images,
-        flops=start.flops,
-        tell=tell,
+        spec.folder,
+        spec.settings,
+        validation_images=spec.validation_images,
+        flops=spec.flops,
+        on_event=on_event,
         preempted=preempted,
     )
     places = distributed.gathered_objects(f"process {os.getpid()} on {socket.gethostname()}")
     if distributed.rank() == 0:
-        tell({"line": f"training on {device.type} with {len(places)} worker(s): {', '.join(places)}"})
+        on_event(Message(text=f"training on {device.type} with {len(places)} worker(s): {', '.join(places)}"))
     run.resume(trainer)
     train(trainer, run.without_rejects(batches(trainer.step, recipe.steps)), run)
     run.finish(trainer)
 
 
-def train_locally(start: TrainSpec, *, tell: Tell) -> None:
-    """Trains in this process, without Ray."""
+def train_locally(spec: TrainSpec, *, on_event: OnEvent) -> None:
+    """Trains in this process, without Ray.
+
+    Args:
+        spec: The run.
+        on_event: Receives the run's events.
+
+    Raises:
+        AlitError: As of `train_worker`.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    train_worker(start, lambda first, last: local_batches(start.feed, first, last), device=device, tell=tell)
+    train_worker(spec, lambda first, last: local_batches(spec.feed, first, last), device=device, on_event=on_event)

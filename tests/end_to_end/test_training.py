@@ -82,7 +82,7 @@ def test_training_resumes_bitwise_after_a_kill(undisturbed, photographs, base, t
     assert not (tmp_path / "run" / "weights").exists()
     process = start(arguments, log)
     assert process.wait(300) == 0, log.read_text()
-    assert int(re.findall(r"going on at step (\d+)", log.read_text())[-1]) >= 10
+    assert int(re.findall(r"resuming at step (\d+)", log.read_text())[-1]) >= 10
     assert_same(tensors(tmp_path / "run"), tensors(undisturbed))
     assert "broken.jpg" in (tmp_path / "run" / "rejects.jsonl").read_text()
     assert [file.suffix for file in (tmp_path / "run" / "checkpoints").iterdir()].count(".pt") == 2, "the last ones"
@@ -111,7 +111,7 @@ def test_training_on_ray_and_s3_survives_kills(undisturbed, photographs, base, b
     assert reached < newest(run) < STEPS, "killed in the middle"
     process = start(arguments, log)
     assert process.wait(300) == 0, log.read_text()
-    steps = [int(step) for step in re.findall(r"going on at step (\d+)", log.read_text())]
+    steps = [int(step) for step in re.findall(r"resuming at step (\d+)", log.read_text())]
     assert len(steps) == 2
     assert 25 <= steps[0] < steps[1] < STEPS
     assert_same(tensors(run), tensors(undisturbed))
@@ -179,7 +179,7 @@ def test_training_continues_when_nodes_leave_and_join(nodes, photographs, base, 
     finally:
         process.kill()
         process.wait(10)
-    steps = [int(step) for step in re.findall(r"going on at step (\d+)", log.read_text())]
+    steps = [int(step) for step in re.findall(r"resuming at step (\d+)", log.read_text())]
     assert len(steps) >= 2
     assert steps == sorted(steps)
     state = Checkpoints(parse_uri(str(tmp_path / "run" / "checkpoints"))).load_latest()

@@ -30,6 +30,7 @@ from alit.training.trainer import Trainer, TrainingBatch
 from alit.weights import load_weights
 from jobs.storage.path import parse_uri
 from jobs.training.checkpoints import Checkpoints
+from jobs.training.events import Message
 from jobs.training.run_folder import LOG, RunFolder, RunSettings
 
 TINY = dataclasses.replace(WITHOUT_HALTING, halting="sampled", halting_threshold=0.03)
@@ -357,10 +358,10 @@ def settings(recipe: Recipe, **changes: Any) -> RunSettings:
 
 
 def run_of(folder: Path, recipe: Recipe, said: list[Any] | None = None, **changes: Any) -> RunFolder:
-    tell = (lambda event: None) if said is None else said.append
+    on_event = (lambda event: None) if said is None else said.append
     validation_images = changes.pop("validation_images", None)
     return RunFolder(
-        parse_uri(str(folder)), settings(recipe, **changes), validation_images=validation_images, tell=tell
+        parse_uri(str(folder)), settings(recipe, **changes), validation_images=validation_images, on_event=on_event
     )
 
 
@@ -407,7 +408,7 @@ def test_a_run_that_was_killed_ends_bitwise_as_an_undisturbed_one(tmp_path, reci
     resumed = with_revivals(trainer_of(recipe, seed=1))  # other initial weights: all must come from the checkpoint
     run = run_of(tmp_path / "parts", recipe, said)
     run.resume(resumed)
-    assert {"line": "going on at step 3"} in said
+    assert Message(text="resuming at step 3") in said
     train(resumed, batches(resumed.step), run)
     assert resumed.step == undisturbed.step == 6
     one, two = resumed.state_dict(), undisturbed.state_dict()
@@ -451,7 +452,7 @@ def test_images_that_cannot_be_decoded_are_told_of_once_and_kept_in_a_file(tmp_p
     assert json.loads((tmp_path / "rejects.jsonl").read_text()) == {
         "id": "b.jpg", "reason": "truncated", "message": "the file ends too early",
     }  # fmt: skip
-    assert sum("b.jpg" in event.get("line", "") for event in said) == 1
+    assert sum(isinstance(event, Message) and "b.jpg" in event.text for event in said) == 1
 
 
 def checkpoint_of(folder: Path, recipe: Recipe) -> None:
@@ -485,7 +486,7 @@ def test_a_checkpoint_of_another_recipe_stage_or_data_is_refused_naming_the_fiel
     with pytest.raises(TrainingError, match="the checkpoint is of a DistillRecipe, this run has a FinetuneRecipe"):
         run_of(tmp_path, stage).resume(trainer_of(stage))
     recipe = DistillRecipe(**common())
-    with pytest.raises(TrainingError, match="was trained on 100 photographs, and now there are 99"):
+    with pytest.raises(TrainingError, match="was trained on 100 images, and now there are 99"):
         run_of(tmp_path, recipe, photographs=99).resume(trainer_of(recipe))
     assert {path: path.read_bytes() for path in before} == before, "nothing is overwritten"
 
@@ -495,7 +496,7 @@ def test_more_steps_and_other_intervals_go_on_from_the_same_checkpoint(tmp_path)
     longer = DistillRecipe(**common(steps=9, log_every=3, keep=5, accumulate=2))
     trainer, said = trainer_of(longer), []
     run_of(tmp_path, longer, said).resume(trainer)
-    assert {"line": "going on at step 0"} in said
+    assert Message(text="resuming at step 0") in said
 
 
 def test_data_that_ends_too_early_is_a_sentence(tmp_path):

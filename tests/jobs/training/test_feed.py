@@ -21,7 +21,7 @@ def test_make_feed_refuses_impossible_batches(tmp_path):
     """Batches that cannot be filled or shared, and wrong seeds and inputs, are refused with one sentence."""
     folder = folder_of(tmp_path / "in", [blocks_image(i) for i in range(10)])
     feed_of(folder, batch_size=10)
-    with pytest.raises(TrainingError, match="batch_size 12 is larger than the data: 10 photographs"):
+    with pytest.raises(TrainingError, match="batch_size 12 is larger than the data: 10 images"):
         feed_of(folder, batch_size=12)
     with pytest.raises(TrainingError, match="batch_size 10 cannot be shared equally by 3 workers; 9 or 12 can"):
         next(local_batches(feed_of(folder, batch_size=10), 0, 1, worker=0, workers=3))

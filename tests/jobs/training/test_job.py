@@ -41,12 +41,12 @@ def test_train_reports_mistakes_and_writes_nothing(photographs, base, tmp_path, 
     for arguments, sentence in [
         ((tmp_path / "absent", run, *quick), "absent' does not exist"),
         ((tmp_path, run, *quick), "no images in"),
-        ((photographs, run, *quick, "--batch-size", 64), "batch_size 64 is larger than the data: 41 photographs"),
+        ((photographs, run, *quick, "--batch-size", 64), "batch_size 64 is larger than the data: 41 images"),
         ((photographs, run, "--init", base, "--workers", 0), "--workers must be a number from 1, or a range"),
         ((photographs, run, "--init", base, "--workers", "2:1"), "--workers must be a number from 1, or a range"),
         ((photographs, run, "--init", base, "--workers", 3), "--batch-size 16 cannot be shared equally by 3 workers"),
         ((photographs, run, *quick, "--workers", 2), "--no-ray trains with one worker"),
-        ((photographs, run, "--no-ray"), "distill stands on a trained base: name the weights folder with --init"),
+        ((photographs, run, "--no-ray"), "distill starts from a trained base: name the weights folder with --init"),
         ((photographs, run, *quick, "--criterion", "beauty:1"), "beauty"),
         ((photographs, run, *quick, "--steps", 0), "steps must be at least 1, got 0"),
         ((photographs, run, *quick, "--preset", "giant"), "the preset must be one of nano, tiny"),
@@ -94,7 +94,7 @@ def test_train_command_line_overrides_the_config_file(photographs, base, tmp_pat
     written = json.loads((run / "run.json").read_text())
     assert (written["recipe"]["steps"], written["recipe"]["batch_size"], written["init"]) == (3, 8, str(base))
     assert load_weights(run / "weights").provenance["recipe"] == written["recipe"]
-    assert "41 photographs; 3 steps of 8" in capsys.readouterr().err
+    assert "41 images; 3 steps of 8" in capsys.readouterr().err
 
 
 def test_train_dry_run_prints_the_plan(photographs, base, tmp_path, capsys):
@@ -103,7 +103,7 @@ def test_train_dry_run_prints_the_plan(photographs, base, tmp_path, capsys):
     main(["train", "distill", str(photographs), str(run), "--init", str(base), "--dry-run", "--workers", "2"])
     said = capsys.readouterr().err
     assert re.search(r"distill: 16 px, 4 to 16 tokens, 0\.\d\d M parameters trained", said)
-    assert "41 photographs; 3500 steps of 16 are 1750.0 epochs" in said
+    assert "41 images; 3500 steps of 16 are 1750.0 epochs" in said
     assert "memory per worker" in said
     assert not run.exists()
 
@@ -120,5 +120,5 @@ def test_train_falls_back_from_a_damaged_checkpoint(photographs, base, tmp_path,
     main([*common, "--checkpoint-every", "3", "--steps", "6"])
     said = capsys.readouterr().err
     assert "is damaged" in said
-    assert "going on at step 3" in said
+    assert "resuming at step 3" in said
     assert_same(tensors(run), whole)
