@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from alit.model.layers import full_precision
+from alit.model.layers import full_precision, upcast
 
 
 class Quantized(NamedTuple):
@@ -43,16 +43,16 @@ class LatentCodebook(nn.Module):
 
     def rows(self) -> Float[Tensor, "K C"]:
         """Returns the normalised codebook, as it is compared and decoded."""
-        return F.normalize(self.weight.float(), dim=-1)
+        return F.normalize(upcast(self.weight), dim=-1)
 
     def ids(self, codes_BNC: Float[Tensor, "*batch C"]) -> Int[Tensor, "*batch"]:
         """Returns the index of each code's nearest row; the scale of a code does not matter."""
         with full_precision(codes_BNC):
-            return (codes_BNC.float() @ self.rows().T).argmax(-1)
+            return (upcast(codes_BNC) @ self.rows().T).argmax(-1)
 
     def lookup(self, ids_BN: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch C"]:
         """Returns the normalised codebook rows of ids."""
-        return F.normalize(F.embedding(ids_BN, self.weight).float(), dim=-1)
+        return F.normalize(upcast(F.embedding(ids_BN, self.weight)), dim=-1)
 
     def forward(self, codes_BNC: Float[Tensor, "B N C"], strength: float = 1.0) -> Quantized:
         """Quantizes codes.
@@ -63,7 +63,7 @@ class LatentCodebook(nn.Module):
                 gradually in training.
         """
         with full_precision(codes_BNC):
-            unit_BNC = F.normalize(codes_BNC.float(), dim=-1)
+            unit_BNC = F.normalize(upcast(codes_BNC), dim=-1)
             ids_BN = self.ids(unit_BNC.detach())
             rows_BNC = self.lookup(ids_BN)
             loss = F.mse_loss(rows_BNC, unit_BNC.detach()) + 0.25 * F.mse_loss(unit_BNC, rows_BNC.detach())

@@ -20,6 +20,11 @@ def full_precision(x: Tensor) -> AbstractContextManager[object]:
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
+def upcast(x: Tensor) -> Tensor:
+    """Returns a tensor in float32, or in float64 if it has that precision already."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 class Attention(nn.Module):
     """Full multi-head self-attention with one fused projection, q, k and v stacked in that order.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from alit.model.base import BaseTokens
 from alit.model.config import CodeMixing, VQGANConfig
-from alit.model.layers import full_precision
+from alit.model.layers import full_precision, upcast
 
 
 def _norm(groups: int, channels: int) -> nn.GroupNorm:
@@ -122,8 +122,8 @@ class VQGAN(nn.Module):
     def nearest(self, latents_BDhw: Float[Tensor, "B D h w"]) -> Tensor:
         """Returns the id of each latent's nearest codebook row, [B, G] in raster order; computed in fp32."""
         with full_precision(latents_BDhw):
-            flat = rearrange(latents_BDhw, "b d h w -> b (h w) d").float()
-            rows = self.codebook.weight.float()
+            flat = upcast(rearrange(latents_BDhw, "b d h w -> b (h w) d"))
+            rows = upcast(self.codebook.weight)
             # |z - e|^2 without |z|^2, which is the same for every row
             return (rows.square().sum(-1) - 2 * flat @ rows.T).argmin(-1)
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from alit.model.layers import upcast
 from alit.training import distributed
 
 
@@ -85,7 +86,7 @@ def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_
         A scalar from 0 to 10,000.
     """
     norms = [
-        distributed.averaged(torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float()).norm()
+        distributed.averaged(upcast(torch.autograd.grad(loss, last_layer, retain_graph=True)[0])).norm()
         for loss in (reconstruction_loss, adversarial_loss)
     ]
     return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4)
@@ -143,7 +144,7 @@ class Adversary:
             return None
         self.examples = AdversarialExamples(images.detach(), fake.detach(), length)
         self.discriminator.requires_grad_(False)
-        loss = hinge_generator_loss(self.discriminator(fake, length).float())
+        loss = hinge_generator_loss(upcast(self.discriminator(fake, length)))
         self.discriminator.requires_grad_(True)
         factor = adaptive_weight(reconstruction_loss, loss, last_layer)
         return self.weight * min(1.0, (step - self.start + 1) / self.ramp) * factor * loss
@@ -153,5 +154,5 @@ class Adversary:
         assert self.examples is not None
         real, fake, length = self.examples
         # one forward pass, as DDP synchronizes gradients once per backward pass
-        logits = self.shared(torch.cat([real, fake]), length).float()
+        logits = upcast(self.shared(torch.cat([real, fake]), length))
         return hinge_discriminator_loss(*logits.chunk(2))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from alit.metrics.lpips import Perceptual
 from alit.model.base import BaseTokens
 from alit.model.kl import KL
+from alit.model.layers import upcast
 from alit.model.vqgan import VQGAN
 from alit.tokenizer import Alit
 from alit.training import distributed
@@ -130,7 +131,7 @@ class PixelLoss:
 
     def __call__(self, model: Alit, images: Tensor, decoded: Tensor, length: int, step: int) -> Losses:
         """Returns the losses of decoded images at the length of index `length`."""
-        decoded = decoded.float()
+        decoded = upcast(decoded)
         total = l1 = (decoded - images).abs().mean()
         parts = {"l1": l1.detach()}
         if self.perceptual is not None and self.perceptual_weight:
@@ -178,7 +179,7 @@ class BaseObjective(Objective):
         tokens = base.encode(images)
         assert tokens.ids_BG is not None
         assert self.revival is not None
-        latents, rows = tokens.latents_BDhw.float(), tokens.target_BDhw.float()
+        latents, rows = upcast(tokens.latents_BDhw), upcast(tokens.target_BDhw)
         # at first without quantization and commitment: a codebook that applies too early collapses the latents into the
         # few dimensions of colour, and they do not recover
         quantized = step >= self.recipe.quantize_from
@@ -189,7 +190,7 @@ class BaseObjective(Objective):
         return latents + (rows - latents).detach() if quantized else latents, loss, "codebook"
 
     def _continuous(self, base: KL, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, str]:
-        mean, log_variance = (part.float() for part in base.posterior(images))
+        mean, log_variance = (upcast(part) for part in base.posterior(images))
         shape = (len(mean) * distributed.workers(), *mean.shape[1:])
         noise = distributed.own_rows(torch.randn(shape, generator=generator)).to(mean)
         latents = (mean + (0.5 * log_variance).exp() * noise) * base.latent_scale
@@ -223,7 +224,7 @@ class DistillObjective(Objective):
         recipe = self.recipe
         with torch.no_grad():
             base = model.base.encode(images)
-            base = BaseTokens(base.latents_BDhw.float(), base.target_BDhw.float(), base.ids_BG)
+            base = BaseTokens(upcast(base.latents_BDhw), upcast(base.target_BDhw), base.ids_BG)
             mean = distributed.averaged(base.target_BDhw.mean())
             spread = distributed.averaged((base.target_BDhw - mean).square().mean())
             spread = spread.clamp_min(1e-8)  # an untrained base may choose one code only
@@ -243,9 +244,9 @@ class DistillObjective(Objective):
             if k not in chosen:
                 continue
             assert output.predictions_BGO is not None
-            predictions = output.predictions_BGO.float()
+            predictions = upcast(output.predictions_BGO)
             latents = model.base.predicted(predictions, "soft")
-            latent = F.mse_loss(latents.float(), base.target_BDhw) / spread
+            latent = F.mse_loss(upcast(latents), base.target_BDhw) / spread
             parts[f"latent_{k}"] = latent.detach()
             loss = recipe.latent_weight * latent
             if base.ids_BG is not None:
@@ -253,13 +254,13 @@ class DistillObjective(Objective):
                 loss = loss + recipe.code_weight * code
                 parts[f"code_{k}"] = code.detach()
             if recipe.pixel_weight and step >= recipe.pixel_from and k == with_pixels:
-                l1 = (model.base.decode(latents).float() - images).abs().mean()
+                l1 = (upcast(model.base.decode(latents)) - images).abs().mean()
                 loss = loss + recipe.pixel_weight * l1
                 parts["l1"] = l1.detach()
             weight = recipe.iteration_weights[k] if k < len(recipe.iteration_weights) else 1.0
             total = total + weight * loss + output.quantizer_loss
             if self.revival is not None and output.ids_BN is not None:
-                self.revival.observe(output.ids_BN, F.normalize(output.unquantized_BNC.float(), dim=-1))
+                self.revival.observe(output.ids_BN, F.normalize(upcast(output.unquantized_BNC), dim=-1))
         return Losses(total, parts)
 
 
@@ -287,10 +288,10 @@ class FinetuneObjective(Objective):
         noise = _halting_noise(model, len(images), generator)
         *_, output = model.rollout(images, base=base, iterations=k + 1, predict=[k], halting_noise=noise)
         assert output.predictions_BGO is not None
-        predictions = output.predictions_BGO.float()
+        predictions = upcast(output.predictions_BGO)
         losses = self.pixels(model, images, model.base.decode(model.base.predicted(predictions, "soft")), k, step)
         total = losses.total + output.quantizer_loss
         parts = losses.parts | {"quantizer": output.quantizer_loss.detach()}
         if self.revival is not None and output.ids_BN is not None:
-            self.revival.observe(output.ids_BN, F.normalize(output.unquantized_BNC.float(), dim=-1))
+            self.revival.observe(output.ids_BN, F.normalize(upcast(output.unquantized_BNC), dim=-1))
         return Losses(total, {f"{name}_{k}" if name == "l1" else name: value for name, value in parts.items()})

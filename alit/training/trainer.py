@@ -150,7 +150,7 @@ class Trainer:
         parts = batch.images.chunk(self.recipe.accumulate)
         total: dict[str, Tensor] = {}
         for number, images_u8 in enumerate(parts):
-            images = images_u8.to(self.device, non_blocking=True).float().div_(255)
+            images = images_u8.to(self.device, non_blocking=True).to(self.parameters[0].dtype).div_(255)
             images = images.contiguous(memory_format=torch.channels_last)
             self._synchronize_gradients(number == len(parts) - 1)
             for name, value in self._backward(images, batch.ids, len(parts)).items():

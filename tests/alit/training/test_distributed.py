@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ FSDP = ["base", "distill", "finetune"]
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
-    """What two workers made of every case, once with each kind of sharding."""
+    """A folder with the results of two workers for every case, with each kind of sharding."""
     folder = tmp_path_factory.mktemp("pairs")
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{TESTS / 'support'}", "OMP_NUM_THREADS": "1"}
     for sharding, cases in (("ddp", DDP), ("fsdp", FSDP)):
@@ -38,6 +40,12 @@ def pairs(tmp_path_factory) -> Path:
     return folder
 
 
+@cache
+def alone(case: str) -> dict[str, Any]:
+    """Returns the results of one worker."""
+    return worker_pairs.train(case, 0, 1)
+
+
 @pytest.fixture(autouse=True)
 def threads():
     before = torch.get_num_threads()
@@ -46,12 +54,12 @@ def threads():
 
 
 @pytest.mark.parametrize(("sharding", "case"), [("ddp", c) for c in DDP] + [("fsdp", c) for c in FSDP])
-def test_two_workers_follow_one_for_twenty_steps(pairs, sharding, case):
-    one = worker_pairs.train(case, 0, 1)
+def test_two_workers_train_as_one(pairs, sharding, case):
+    """Two workers with half of each batch have the losses and parameters of one worker, step by step."""
+    one = alone(case)
     two = torch.load(pairs / f"{case}-{sharding}.pt", weights_only=True)
     assert len(two["losses"]) == STEPS
-    assert two["losses"][:3] == pytest.approx(one["losses"][:3], rel=1e-5)
-    assert two["losses"] == pytest.approx(one["losses"], rel=2e-3)
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-7)  # all of it is computed in float64
     # Adam walks as far per step whatever the gradient: the few parameters whose gradient is nothing but rounding, such
     # as biases before a norm, walk anywhere. All the others together must arrive where they arrive alone
     start = worker_pairs.trainer_of(case).state_dict()
@@ -60,14 +68,15 @@ def test_two_workers_follow_one_for_twenty_steps(pairs, sharding, case):
         apart = sum(
             float((tensor - two["state"][part][name]).abs().sum()) for name, tensor in one["state"][part].items()
         )
-        assert apart <= 0.01 * moved, part
+        assert apart <= 1e-4 * moved, part
     if one["state"]["revival"]:
         torch.testing.assert_close(
-            two["state"]["revival"]["usage"], one["state"]["revival"]["usage"], atol=5e-3, rtol=0
+            two["state"]["revival"]["usage"], one["state"]["revival"]["usage"], atol=1e-6, rtol=0
         )
 
 
-def test_a_state_saved_by_two_sharded_workers_goes_on_alone(pairs):
+def test_sharded_state_is_resumed_by_one_worker(pairs):
+    """The state that two sharded workers have saved is resumed by one worker."""
     state = torch.load(pairs / "finetune-fsdp.pt", weights_only=True)["state"]
     trainer = worker_pairs.trainer_of("finetune")
     trainer.load_state_dict(state)
