@@ -75,7 +75,8 @@ def through_parquet(folder: Path, rows: pa.RecordBatch) -> Path:
 # ---------------------------------------------------------------- the schema
 
 
-def test_the_schema_is_that_of_format_1():
+def test_dataset_schema_is_that_of_format_1():
+    """The schema is that of format 1."""
     found = {field.name: str(field.type) for field in token_schema(METADATA)}
     assert found == {
         "id": "string",
@@ -89,22 +90,26 @@ def test_the_schema_is_that_of_format_1():
     }
 
 
-def test_only_the_score_may_be_null():
+def test_dataset_only_the_score_may_be_null():
+    """Only the score may be null."""
     assert [field.name for field in token_schema(METADATA) if field.nullable] == ["score"]
 
 
-def test_rejects_have_an_id_a_reason_and_a_message():
+def test_dataset_rejects_have_an_id_a_reason_and_a_message():
+    """Rejects have an id a reason and a message."""
     found = {field.name: (str(field.type), field.nullable) for field in reject_schema(METADATA)}
     assert found == {name: ("string", False) for name in ("id", "reason", "message")}
 
 
-def test_kept_columns_come_after_ours_with_their_types():
+def test_dataset_kept_columns_come_after_ours_with_their_types():
+    """Kept columns come after ours with their types."""
     kept = [pa.field("label", pa.int16()), pa.field("tags", pa.list_(pa.string()))]
     for schema in (token_schema(METADATA, kept), reject_schema(METADATA, kept)):
         assert list(schema)[-2:] == kept
 
 
-def test_every_file_carries_the_metadata_as_json_under_alit(tmp_path):
+def test_dataset_file_carries_the_metadata_as_json_under_alit(tmp_path):
+    """Every file carries the metadata as JSON under alit."""
     path = through_parquet(tmp_path, packed(made_up()))
     found = json.loads(pq.read_schema(path).metadata[b"alit"])
     assert found["format"] == 1
@@ -115,7 +120,8 @@ def test_every_file_carries_the_metadata_as_json_under_alit(tmp_path):
 # ---------------------------------------------------------------- packing
 
 
-def test_packed_rows_come_back_from_parquet(tmp_path):
+def test_dataset_packed_rows_come_back_from_parquet(tmp_path):
+    """Packed rows come back from parquet."""
     table = pq.read_table(through_parquet(tmp_path, packed(made_up())))
     assert table.schema.equals(token_schema(METADATA), check_metadata=False)
     assert table.to_pydict() == {
@@ -134,7 +140,8 @@ def test_packed_rows_come_back_from_parquet(tmp_path):
     }
 
 
-def test_pandas_reads_the_tokens_with_no_code_of_ours(tmp_path):
+def test_dataset_pandas_reads_the_tokens_with_no_code_of_ours(tmp_path):
+    """Pandas reads the tokens with no code of ours."""
     frame = pd.read_parquet(through_parquet(tmp_path, packed(made_up())))
     assert [list(row) for row in frame["tokens"]] == [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11], [12, 13]]
     assert frame["num_tokens"].tolist() == frame["tokens"].map(len).tolist() == [4, 8, 2]
@@ -142,7 +149,8 @@ def test_pandas_reads_the_tokens_with_no_code_of_ours(tmp_path):
     assert frame["tokens"][0].dtype == np.uint16
 
 
-def test_a_fixed_length_has_a_null_score_and_an_empty_trace(tmp_path):
+def test_pack_of_a_fixed_length_has_no_score_and_trace(tmp_path):
+    """A fixed length has a null score and an empty trace."""
     encoded = model().encode(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "fixed:4")
     table = pq.read_table(through_parquet(tmp_path, packed(encoded)))
     assert table["score"].to_pylist() == [None, None]
@@ -150,7 +158,8 @@ def test_a_fixed_length_has_a_null_score_and_an_empty_trace(tmp_path):
     assert table["satisfied"].to_pylist() == [True, True]
 
 
-def test_a_score_that_is_nan_stays_nan_and_its_trace_stays_whole():
+def test_pack_keeps_scores_that_are_nan():
+    """A score that is NaN stays NaN and its trace stays whole."""
     encoded = made_up()
     encoded.trace[0, :2] = torch.tensor([NAN, NAN])
     encoded.score[0] = NAN
@@ -160,12 +169,14 @@ def test_a_score_that_is_nan_stays_nan_and_its_trace_stays_whole():
     assert len(rows["trace"][0]) == 2
 
 
-def test_no_images_pack_to_no_rows():
+def test_dataset_no_images_pack_to_no_rows():
+    """No images pack to no rows."""
     encoded = model().encode(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), "l1:0.2")
     assert packed(encoded).num_rows == 0
 
 
-def test_the_largest_codebook_fits():
+def test_dataset_largest_codebook_fits():
+    """The largest codebook fits."""
     encoded = made_up()
     encoded.tokens[:] = 65535
     assert packed(encoded)["tokens"].to_pylist()[2] == [65535, 65535]
@@ -173,7 +184,8 @@ def test_the_largest_codebook_fits():
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 65535), max_size=9), max_size=6), st.data())
-def test_token_rows_are_what_was_written_also_in_slices_and_chunks(rows, data):
+def test_token_rows_of_slices_and_chunks(rows, data):
+    """Token rows are what was written also in slices and chunks."""
     column = pa.array(rows, pa.list_(pa.uint16()))
     start = data.draw(st.integers(0, len(rows)))
     assert [row.tolist() for row in token_rows(column.slice(start))] == rows[start:] or rows[start:] == []
@@ -196,13 +208,15 @@ JSON = st.dictionaries(TEXT, TEXT | st.integers() | st.booleans() | st.lists(st.
         | {"iterations": st.integers(1, 256), "preprocessing": JSON}
     )
 )
-def test_metadata_survives_its_bytes(fields):
+def test_dataset_metadata_survives_its_bytes(fields):
+    """Metadata survives its bytes."""
     metadata = Metadata(**fields)
     assert Metadata.from_bytes(metadata.to_bytes(), "here") == metadata
     assert metadata.format == 1
 
 
-def test_information_per_token_is_the_logarithm_of_the_codebook():
+def test_metadata_bits_per_token_are_log2_of_the_codebook():
+    """Information per token is the logarithm of the codebook."""
     assert METADATA.bits_per_token == 4
 
 
@@ -220,7 +234,8 @@ def test_information_per_token_is_the_logarithm_of_the_codebook():
         (json.dumps({"format": 1}).encode(), "cannot be read"),
     ],
 )
-def test_metadata_of_another_format_is_refused(data, expected):
+def test_dataset_metadata_of_another_format_is_refused(data, expected):
+    """Metadata of another format is refused."""
     with pytest.raises(DatasetError, match=re.escape(expected)):
         Metadata.from_bytes(data, "here.parquet")
 
@@ -229,16 +244,19 @@ def test_metadata_of_another_format_is_refused(data, expected):
 
 
 @pytest.mark.parametrize("name", sorted(OWN_NAMES))
-def test_an_input_column_that_collides_with_ours_gets_a_prefix(name):
+def test_kept_name_prefixes_columns_that_collide(name):
+    """An input column that collides with ours gets a prefix."""
     assert kept_name(name) == f"input_{name}"
 
 
 @pytest.mark.parametrize("name", ["label", "ID", "input_id", "Width", "image", ""])
-def test_other_input_columns_keep_their_names(name):
+def test_dataset_other_input_columns_keep_their_names(name):
+    """Other input columns keep their names."""
     assert kept_name(name) == name
 
 
-def test_our_names_are_those_of_both_schemas():
+def test_dataset_our_names_are_those_of_both_schemas():
+    """Our names are those of both schemas."""
     assert {*token_schema(METADATA).names, *reject_schema(METADATA).names} == OWN_NAMES
 
 
@@ -266,35 +284,41 @@ def dataset(tmp_path) -> TokenDataset:
     return TokenDataset(write_dataset(tmp_path / "tokens"))
 
 
-def test_a_dataset_knows_what_made_it_and_how_many_images_it_has(dataset):
+def test_dataset_knows_what_made_it_and_how_many_images_it_has(dataset):
+    """A dataset knows what made the network and how many images the network has."""
     assert dataset.metadata == METADATA
     assert len(dataset) == 6
 
 
-def test_rows_come_in_the_order_in_which_they_were_written(dataset):
+def test_dataset_rows_are_in_the_order_of_writing(dataset):
+    """Rows come in the order in which they were written."""
     table = dataset.table()
     assert table.schema.names == token_schema(METADATA).names
     assert table["id"].to_pylist() == [f"folder/{i}.jpg" for i in range(6)]
 
 
-def test_columns_and_rows_can_be_chosen(dataset):
+def test_dataset_columns_and_rows_can_be_chosen(dataset):
+    """Columns and rows can be chosen."""
     table = dataset.table(["id", "num_tokens"], filter=ds.field("num_tokens") <= 4)
     assert table.to_pydict() == {"id": [f"folder/{i}.jpg" for i in (0, 2, 3, 5)], "num_tokens": [4, 2, 4, 2]}
 
 
-def test_batches_give_the_same_rows_a_few_at_a_time(dataset):
+def test_dataset_batches_give_the_same_rows_a_few_at_a_time(dataset):
+    """Batches give the same rows a few at a time."""
     batches = list(dataset.batches(2, columns=["id", "tokens"]))
     assert max(batch.num_rows for batch in batches) == 2
     assert pa.Table.from_batches(batches).to_pydict() == dataset.table(["id", "tokens"]).to_pydict()
 
 
-def test_rejects_are_read_apart_from_tokens(dataset):
+def test_dataset_rejects_are_read_apart_from_tokens(dataset):
+    """Rejects are read apart from tokens."""
     assert dataset.rejects().to_pylist() == [
         {"id": "broken.jpg", "reason": "not_an_image", "message": "no image format is known"}
     ]
 
 
-def test_rows_decode_as_the_model_decodes_their_ids(dataset):
+def test_dataset_rows_decode_as_the_model_decodes_their_ids(dataset):
+    """Rows decode as the model decodes their ids."""
     table = dataset.table(["tokens"])
     expected = model().decode(table["tokens"].to_pylist())
     assert torch.equal(dataset.decode(weights(), table), expected)
@@ -303,7 +327,8 @@ def test_rows_decode_as_the_model_decodes_their_ids(dataset):
     torch.testing.assert_close(dataset.decode(weights(), table.slice(4, 2)), expected[4:])
 
 
-def test_other_weights_than_those_that_made_it_are_refused(dataset):
+def test_dataset_refuses_other_weights(dataset):
+    """Other weights than those that made the network are refused."""
     dataset.require(METADATA.fingerprint)
     for attempt in (
         lambda: dataset.require("cd" * 32),
@@ -315,14 +340,16 @@ def test_other_weights_than_those_that_made_it_are_refused(dataset):
             attempt()
 
 
-def test_a_dataset_may_be_on_any_filesystem(tmp_path):
+def test_dataset_may_be_on_any_filesystem(tmp_path):
+    """A dataset may be on any filesystem."""
     write_dataset(tmp_path / "tokens")
     elsewhere = TokenDataset("tokens", pa.fs.SubTreeFileSystem(str(tmp_path), pa.fs.LocalFileSystem()))
     assert elsewhere.table()["id"].to_pylist() == TokenDataset(tmp_path / "tokens").table()["id"].to_pylist()
     assert elsewhere.rejects().num_rows == 1
 
 
-def test_a_dataset_of_no_images_has_the_columns_of_one(tmp_path):
+def test_dataset_of_no_images_has_the_columns_of_one(tmp_path):
+    """A dataset of no images has the columns of one."""
     empty = TokenDataset(write_dataset(tmp_path / "tokens", files=0))
     assert len(empty) == 0
     assert empty.table().schema.equals(token_schema(METADATA), check_metadata=False)
@@ -331,7 +358,8 @@ def test_a_dataset_of_no_images_has_the_columns_of_one(tmp_path):
     assert empty.decode(weights(), empty.table()).shape == (0, 3, 8, 8)
 
 
-def test_a_dataset_without_rejects_has_none(tmp_path):
+def test_dataset_without_rejects_has_none(tmp_path):
+    """A dataset without rejects has none."""
     folder = write_dataset(tmp_path / "tokens")
     (folder / "_rejects" / "part-00000.parquet").unlink()
     (folder / "_rejects").rmdir()
@@ -341,7 +369,8 @@ def test_a_dataset_without_rejects_has_none(tmp_path):
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_a_folder_without_a_manifest_is_no_complete_dataset(tmp_path, exists):
+def test_dataset_refuses_a_folder_without_a_manifest(tmp_path, exists):
+    """A folder without a manifest is no complete dataset."""
     folder = tmp_path / "tokens"
     if exists:
         write_dataset(folder)
@@ -362,7 +391,8 @@ def test_a_folder_without_a_manifest_is_no_complete_dataset(tmp_path, exists):
     ],
 )
 @pytest.mark.unchecked
-def test_a_manifest_that_is_none_is_refused(tmp_path, manifest, expected):
+def test_dataset_manifest_that_is_none_is_refused(tmp_path, manifest, expected):
+    """A manifest that is none is refused."""
     folder = write_dataset(tmp_path / "tokens")
     (folder / "_manifest.json").write_text(manifest)
     with pytest.raises(DatasetError, match=expected):

@@ -67,7 +67,7 @@ def trainer_of(case: str, **changes: Any) -> Trainer:
     if objective.adversary is not None:
         objective.adversary.discriminator.double()
     if objective.revival is not None:
-        # rows are revived with replacement, and rounding chooses between two equal ones: few enough of the base's differ
+        # revived rows are drawn with replacement, and rounding chooses between equal ones: the base's are few enough
         objective.revival.every, objective.revival.floor = 5, 0.05 if case == "base" else 0.3
     return Trainer(model, objective, recipe)
 

@@ -59,21 +59,24 @@ def sentence(spec: str, **options: bool) -> str:
         ("latent:1000", 1000),
     ],
 )
-def test_a_name_and_a_threshold_parse(spec, threshold):
+def test_criterion_name_and_a_threshold_parse(spec, threshold):
+    """A name and a threshold parse."""
     criterion = parse(spec)
     assert (criterion.spec, criterion.threshold, criterion.length) == (spec, threshold, None)
     assert criterion.higher_is_better == spec.startswith(("psnr", "ssim"))
 
 
 @pytest.mark.parametrize("length", [1, 64, 256])
-def test_a_fixed_length_parses(length):
+def test_criterion_fixed_length_parses(length):
+    """A fixed length parses."""
     criterion = parse(f"fixed:{length}")
     assert (criterion.length, criterion.measure) == (length, None)
     assert math.isnan(criterion.threshold)
     assert criterion.score(candidate()) is None
 
 
-def test_space_around_is_forgiven_and_not_stored():
+def test_criterion_space_around_is_forgiven_and_not_stored():
+    """Space around is forgiven and not stored."""
     assert parse("  l1: 0.05 \n").spec == "l1:0.05"
     assert parse("fixed:064").spec == "fixed:64"
 
@@ -110,21 +113,24 @@ def test_space_around_is_forgiven_and_not_stored():
         ("fixed:" + "9" * 5000, "fixed takes a token count such as fixed:64"),
     ],
 )
-def test_what_does_not_parse_is_quoted(spec, expected):
+def test_criterion_what_does_not_parse_is_quoted(spec, expected):
+    """What does not parse is quoted."""
     said = sentence(spec)
     assert repr(spec) in said
     assert expected in said
 
 
 @pytest.mark.parametrize("spec", ["", "l1", "lpips:0.3", ":0.05"])
-def test_a_sentence_about_an_unknown_criterion_lists_what_there_is(spec):
+def test_criterion_error_lists_the_known_names(spec):
+    """A sentence about an unknown criterion lists what there is."""
     assert HELP in sentence(spec)
     assert all(f"{name}:" in HELP for name in ("fixed", *NAMES))
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(alphabet="l1psnrfixed:@.-+eE0123456789 _\n", max_size=20) | st.text(max_size=20))
-def test_any_text_parses_or_raises_a_criterion_error_that_quotes_it(spec):
+def test_criterion_parses_or_quotes_any_text(spec):
+    """Any text parses or raises a criterion error that quotes the network."""
     try:
         criterion = parse(spec, functions=False)
     except CriterionError:
@@ -159,7 +165,8 @@ def user_module(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("user_module")
 @pytest.mark.parametrize("function", ["brightness", "count"])
-def test_a_function_of_the_users_scores_in_fp32_and_is_an_error(function):
+def test_criterion_of_the_user_scores_in_fp32(function):
+    """A function of the users scores in fp32 and is an error."""
     spec = f"alit_user_criteria:{function}@-1.5"
     criterion = parse(f" {spec} ")
     assert (criterion.spec, criterion.threshold, criterion.higher_is_better) == (spec, -1.5, False)
@@ -169,7 +176,8 @@ def test_a_function_of_the_users_scores_in_fp32_and_is_an_error(function):
 
 
 @pytest.mark.usefixtures("user_module")
-def test_a_function_of_the_users_that_fails_is_named_with_its_failure():
+def test_criterion_of_the_user_that_fails_is_named():
+    """A function of the users that fails is named with its failure."""
     with pytest.raises(CriterionError, match="alit_user_criteria:broken@1' failed: ZeroDivisionError"):
         parse("alit_user_criteria:broken@1").score(candidate())
 
@@ -179,7 +187,8 @@ def test_a_function_of_the_users_that_fails_is_named_with_its_failure():
     ("function", "got"),
     [("scalar", "()"), ("column", "(3, 1)"), ("too_few", "(2,)"), ("a_list", "list"), ("nothing", "NoneType")],
 )
-def test_a_function_that_returns_something_else_is_refused(function, got):
+def test_criterion_refuses_other_results_of_a_function(function, got):
+    """A function that returns something else is refused."""
     spec = f"alit_user_criteria:{function}@1"
     with pytest.raises(CriterionError) as error:
         parse(spec).score(candidate())
@@ -200,13 +209,15 @@ def test_a_function_that_returns_something_else_is_refused(function, got):
         (".relative:f@1", "cannot be loaded"),
     ],
 )
-def test_a_function_that_cannot_be_loaded_is_refused(spec, expected):
+def test_criterion_function_that_cannot_be_loaded_is_refused(spec, expected):
+    """A function that cannot be loaded is refused."""
     said = sentence(spec)
     assert repr(spec) in said
     assert expected in said
 
 
-def test_without_functions_nothing_is_imported(tmp_path, monkeypatch):
+def test_criterion_without_functions_nothing_is_imported(tmp_path, monkeypatch):
+    """Without functions nothing is imported."""
     (tmp_path / "alit_unwanted.py").write_text("raise AssertionError('imported')\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert "is not known" in sentence("alit_unwanted:f@1", functions=False)
@@ -216,24 +227,28 @@ def test_without_functions_nothing_is_imported(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("length", SMALLEST.lengths)
-def test_every_length_of_the_model_is_accepted(length):
+def test_criterion_length_of_the_model_is_accepted(length):
+    """Every length of the model is accepted."""
     parse(f"fixed:{length}").check(SMALLEST)
 
 
 @pytest.mark.parametrize("length", [1, 3, 9, 10])
-def test_a_length_that_the_model_does_not_have_is_refused_with_those_it_has(length):
+def test_criterion_refuses_lengths_the_model_lacks(length):
+    """A length that the model does not have is refused with those the network has."""
     with pytest.raises(CriterionError, match=f"'fixed:{length}': this model gives 2, 4, 6, 8 tokens, not {length}"):
         parse(f"fixed:{length}").check(SMALLEST)
 
 
-def test_codes_need_a_discrete_base():
+def test_criterion_codes_need_a_discrete_base():
+    """Codes need a discrete base."""
     parse("code:0.5").check(SMALLEST)
     with pytest.raises(CriterionError, match=r"'code:0.5' needs a discrete base; use latent:T"):
         parse("code:0.5").check(KL)
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - {"code"}))
-def test_all_other_criteria_suit_a_continuous_base(name):
+def test_criterion_all_other_criteria_suit_a_continuous_base(name):
+    """All other criteria suit a continuous base."""
     parse(f"{name}:0.5").check(KL)
 
 
@@ -241,7 +256,8 @@ def test_all_other_criteria_suit_a_continuous_base(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_errors_satisfy_at_or_below_and_similarities_at_or_above(name):
+def test_criterion_is_satisfied_at_its_threshold(name):
+    """Errors satisfy at or below and similarities at or above."""
     threshold = np.float32(0.3)
     below, above = np.nextafter(threshold, np.float32(-9)), np.nextafter(threshold, np.float32(9))
     scores = torch.tensor([below, threshold, above])
@@ -250,7 +266,8 @@ def test_errors_satisfy_at_or_below_and_similarities_at_or_above(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nan_never_satisfies(name):
+def test_criterion_nan_never_satisfies(name):
+    """NaN never satisfies."""
     assert not parse(f"{name}:0.3").satisfied(torch.full((2,), torch.nan)).any()
 
 
@@ -295,7 +312,8 @@ def numbered(count: int) -> Tensor:
     st.floats(width=32, allow_nan=False, allow_infinity=False) | st.sampled_from([0.0, 0.5]),
     st.booleans(),
 )
-def test_each_image_stops_at_the_first_length_that_satisfies_else_at_the_longest(table, threshold, higher):
+def test_criterion_stops_at_the_first_length_that_satisfies(table, threshold, higher):
+    """Each image stops at the first length that satisfies else at the longest."""
     encoded = tiny_model().encode(numbered(len(table)), from_table(table, threshold, higher))
     for i, scores in enumerate(table):
         good = [(score >= threshold if higher else score <= threshold) for score in scores]  # False for NaN
@@ -314,7 +332,8 @@ def test_each_image_stops_at_the_first_length_that_satisfies_else_at_the_longest
     st.floats(0, 1, width=32),
     st.floats(0, 1, width=32),
 )
-def test_a_stricter_threshold_never_shortens_an_image(table, one, other):
+def test_criterion_stricter_threshold_never_shortens_an_image(table, one, other):
+    """A stricter threshold never shortens an image."""
     lengths = [
         tiny_model().encode(numbered(len(table)), from_table(table, t, False)).num_tokens for t in sorted((one, other))
     ]
@@ -322,7 +341,8 @@ def test_a_stricter_threshold_never_shortens_an_image(table, one, other):
 
 
 @pytest.mark.parametrize("length", SMALLEST.lengths)
-def test_a_fixed_length_is_always_satisfied_and_has_no_score(length):
+def test_criterion_fixed_is_satisfied_without_a_score(length):
+    """A fixed length is always satisfied and has no score."""
     encoded = tiny_model().encode(numbered(3), f"fixed:{length}")
     assert encoded.num_tokens.tolist() == [length] * 3
     assert encoded.satisfied.all()
@@ -331,7 +351,8 @@ def test_a_fixed_length_is_always_satisfied_and_has_no_score(length):
     assert not encoded.tried.any()
 
 
-def test_the_configs_criterion_is_the_default():
+def test_configs_criterion_is_the_default():
+    """The configs criterion is the default."""
     model, images = tiny_model(), numbered(3)
     default, named = model.encode(images), model.encode(images, SMALLEST.criterion)
     assert torch.equal(default.tokens, named.tokens)

@@ -79,7 +79,8 @@ NEEDS = st.lists(st.lists(st.integers(1, K), max_size=9), max_size=12)
 
 @settings(max_examples=60, deadline=None)
 @given(NEEDS, st.integers(1, 7))
-def test_every_image_gets_its_own_answer_in_its_own_batch(batches, size):
+def test_pool_image_gets_its_own_answer_in_its_own_batch(batches, size):
+    """Every image gets its own answer in its own batch."""
     answered = list(Toy(batches, size).run())
     assert [len(answers) for answers in answered] == [len(batch) for batch in batches]
     every = [answer for answers in answered for answer in answers]
@@ -92,7 +93,8 @@ def test_every_image_gets_its_own_answer_in_its_own_batch(batches, size):
 
 @settings(max_examples=60, deadline=None)
 @given(NEEDS, st.integers(1, 7))
-def test_slices_are_whole_but_for_the_last_one_of_each_iteration_and_images_come_in_turn(batches, size):
+def test_pool_slices_are_whole_and_in_order(batches, size):
+    """Slices are whole but for the last one of each iteration and images come in turn."""
     toy = Toy(batches, size)
     list(toy.run())
     for k, slices in enumerate(toy.slices):
@@ -104,14 +106,16 @@ def test_slices_are_whole_but_for_the_last_one_of_each_iteration_and_images_come
 
 @settings(max_examples=60, deadline=None)
 @given(NEEDS, st.integers(1, 7))
-def test_few_images_wait_when_a_batch_is_pulled(batches, size):
+def test_pool_few_images_wait_when_a_batch_is_pulled(batches, size):
+    """Few images wait when a batch is pulled."""
     toy = Toy(batches, size)
     list(toy.run())
     assert len(toy.waiting) == len(batches) + 1
     assert max(toy.waiting) <= K * (size - 1)
 
 
-def test_a_batch_comes_out_as_soon_as_its_images_and_the_earlier_batches_are_done():
+def test_pool_returns_batches_as_soon_as_possible():
+    """A batch comes out as soon as its images and the earlier batches are done."""
     toy = Toy([[1, 1], [2, 1], [1, 1], [2, 1], [1, 1]], size=2)
     pulled = []
     for _ in toy.run():
@@ -119,7 +123,8 @@ def test_a_batch_comes_out_as_soon_as_its_images_and_the_earlier_batches_are_don
     assert pulled == [1, 4, 4, 4, 5]  # the two long ones share their second iteration
 
 
-def test_the_deepest_whole_slice_runs_first_and_the_shallowest_one_at_the_end():
+def test_pool_runs_the_deepest_whole_slice_first():
+    """The deepest whole slice runs first and the shallowest one at the end."""
     toy, order = Toy([[4, 4, 1], [4, 3, 2], [4]], size=2), []
     advance = toy.advance
 
@@ -131,20 +136,23 @@ def test_the_deepest_whole_slice_runs_first_and_the_shallowest_one_at_the_end():
     assert order == [(0, 2), (1, 2), (2, 2), (3, 2), (0, 2), (0, 2), (1, 2), (2, 2), (0, 1), (1, 2), (2, 1), (3, 2)]
 
 
-def test_as_many_as_come_first_run_together_where_no_size_is_given():
+def test_pool_size_defaults_to_the_first_batch():
+    """As many as come first run together where no size is given."""
     toy = Toy([[], [2, 2, 1], [2, 1, 1, 2], [1]], size=None)
     list(toy.run())
     assert [[len(numbers) for numbers in slices] for slices in toy.slices] == [[3, 3, 2], [3, 1], [], []]
 
 
 @pytest.mark.parametrize("batches", [[], [[]], [[], []]])
-def test_nothing_runs_where_there_are_no_images(batches):
+def test_pool_nothing_runs_where_there_are_no_images(batches):
+    """Nothing runs where there are no images."""
     toy = Toy(batches, size=None)
     assert list(toy.run()) == batches
     assert toy.slices == [[], [], [], []]
 
 
-def test_images_that_wait_hold_no_memory_of_those_that_left():
+def test_pool_images_that_wait_hold_no_memory_of_those_that_left():
+    """Images that wait hold no memory of those that left."""
     pool = Pool(1, 4)
     pool.add(0, RolloutState.start(torch.zeros(100, 3, 8, 8), ANY))
     pool.take(0)

@@ -92,7 +92,8 @@ SMALL_FILES = {
 
 
 @pytest.mark.parametrize("name", SMALL_FILES)
-def test_every_format_decodes_to_a_writable_rgb_square_and_the_source_size(name):
+def test_decode_gives_a_writable_rgb_square(name):
+    """Every format decodes to a writable RGB square and the source size."""
     decoded = decode_image(SMALL_FILES[name], 24)
     assert isinstance(decoded, DecodedImage)
     assert (decoded.width, decoded.height) == (SIDE, SIDE)
@@ -103,11 +104,13 @@ def test_every_format_decodes_to_a_writable_rgb_square_and_the_source_size(name)
 
 
 @pytest.mark.parametrize("name", ["png", "bmp", "tiff", "tiff-lzw"])
-def test_a_lossless_image_of_the_right_size_comes_back_unchanged(name):
+def test_decode_keeps_pixels_of_the_right_size(name):
+    """A lossless image of the right size comes back unchanged."""
     np.testing.assert_array_equal(pixels_of(SMALL_FILES[name]), noise())
 
 
-def test_a_jpeg_is_decoded_in_full_as_pillow_does_it():
+def test_decode_jpeg_is_decoded_in_full_as_pillow_does_it():
+    """A JPEG is decoded in full as pillow does the network."""
     data = file_of(smooth(300, 400), "JPEG", quality=80)
     full = (
         Image.open(io.BytesIO(data))
@@ -124,7 +127,8 @@ def test_a_jpeg_is_decoded_in_full_as_pillow_does_it():
     st.integers(1, 48),
     st.sampled_from(["RGB", "L", "LA", "P", "1", "I;16"]),
 )
-def test_any_source_size_gives_the_asked_shape(width, height, size, mode):
+def test_decode_any_source_size_gives_the_asked_shape(width, height, size, mode):
+    """Any source size gives the asked shape."""
     image = Image.new(mode, (width, height), 1)
     decoded = decode_image(file_of(image), size)
     assert decoded.pixels.shape == (size, size, 3)
@@ -132,18 +136,21 @@ def test_any_source_size_gives_the_asked_shape(width, height, size, mode):
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 10_000), (10_000, 1), (20_000, 3)])
-def test_extreme_aspect_ratios_show_their_centre(width, height):
+def test_decode_extreme_aspect_ratios_show_their_centre(width, height):
+    """Extreme aspect ratios show their centre."""
     source = np.zeros((height, width, 3), np.uint8)
     source[height // 2 - 40 : height // 2 + 40, width // 2 - 40 : width // 2 + 40] = (200, 100, 50)
     assert (pixels_of(file_of(source)) == (200, 100, 50)).all()
 
 
-def test_one_pixel_fills_the_square():
+def test_decode_one_pixel_fills_the_square():
+    """One pixel fills the square."""
     assert (pixels_of(file_of(np.full((1, 1, 3), (7, 130, 250), np.uint8)), 64) == (7, 130, 250)).all()
 
 
 @pytest.mark.parametrize(("width", "height"), [(200, 120), (120, 200), (131, 97), (400, 60), (20, 30)])
-def test_the_one_resampling_equals_resize_then_centre_crop(width, height):
+def test_decode_one_resampling_equals_resize_then_centre_crop(width, height):
+    """The one resampling equals resize then centre crop."""
     source = smooth(height, width)
     scale = SIDE / min(width, height)
     resized = Image.fromarray(source).resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
@@ -156,7 +163,8 @@ def test_the_one_resampling_equals_resize_then_centre_crop(width, height):
     )
 
 
-def test_cutting_a_panorama_down_first_changes_no_pixel():
+def test_decode_cutting_a_panorama_down_first_changes_no_pixel():
+    """Cutting a panorama down first changes no pixel."""
     source = np.repeat(noise(90, 700), 2, axis=0)
     whole = Image.fromarray(source).resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=(260, 0, 440, 180))
     np.testing.assert_array_equal(pixels_of(file_of(source)), np.asarray(whole))
@@ -178,7 +186,8 @@ STORED_AS = {  # EXIF 2.3, tag 0x0112: how an upright picture lies in the file
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", STORED_AS)
-def test_all_eight_orientations_give_the_same_picture(orientation, format):
+def test_decode_all_eight_orientations_give_the_same_picture(orientation, format):
+    """All eight orientations give the same picture."""
     upright = noise(40, 56)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -189,7 +198,8 @@ def test_all_eight_orientations_give_the_same_picture(orientation, format):
     np.testing.assert_array_equal(decoded.pixels, decode_image(file_of(upright), SIDE).pixels)
 
 
-def test_orientation_reaches_deep_greyscale_too():
+def test_decode_orientation_reaches_deep_greyscale_too():
+    """Orientation reaches deep greyscale too."""
     exif = Image.Exif()
     exif[0x0112] = 3
     values = noise(channels=1)[..., 0].astype(np.uint16) * 257
@@ -197,7 +207,8 @@ def test_orientation_reaches_deep_greyscale_too():
     np.testing.assert_array_equal(turned, pixels_of(file_of(values)))
 
 
-def test_broken_exif_is_ignored():
+def test_decode_broken_exif_is_ignored():
+    """Broken EXIF is ignored."""
     for exif in (b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"):
         np.testing.assert_array_equal(pixels_of(file_of(noise(), exif=exif)), noise())
 
@@ -210,25 +221,29 @@ def over_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
-def test_alpha_is_laid_over_white_exactly(format):
+def test_decode_alpha_is_laid_over_white_exactly(format):
+    """Alpha is laid over white exactly."""
     rgba = noise(channels=4)
     data = file_of(rgba, format, **({"lossless": True, "exact": True} if format == "WEBP" else {}))
     np.testing.assert_array_equal(pixels_of(data), over_white(rgba[..., :3], rgba[..., 3:]))
 
 
-def test_grey_with_alpha_is_laid_over_white_exactly():
+def test_decode_grey_with_alpha_is_laid_over_white_exactly():
+    """Grey with alpha is laid over white exactly."""
     la = noise(channels=2)
     expected = over_white(np.repeat(la[..., :1], 3, axis=2), la[..., 1:])
     np.testing.assert_array_equal(pixels_of(file_of(Image.fromarray(la, "LA"))), expected)
 
 
-def test_premultiplied_grey_is_laid_over_white():
+def test_decode_premultiplied_grey_is_laid_over_white():
+    """Premultiplied grey is laid over white."""
     data = tiff_of(bytes([100, 128] * 4), 2, 2, tag_258=8, tag_277=2, tag_338=1)
     assert abs(pixels_of(data, 2) - (100 + 127)).max() <= 1
 
 
 @pytest.mark.parametrize("transparency", [3, bytes([255, 0, 128, 64, 255, 10])])
-def test_palette_transparency_is_laid_over_white(transparency):
+def test_decode_palette_transparency_is_laid_over_white(transparency):
+    """Palette transparency is laid over white."""
     palette = noise(1, 256)[0]
     indices = noise(channels=1)[..., 0] % 8
     image = Image.fromarray(indices).convert("L")
@@ -243,7 +258,8 @@ def test_palette_transparency_is_laid_over_white(transparency):
     np.testing.assert_array_equal(pixels_of(file_of(image, transparency=transparency)), expected)
 
 
-def test_one_transparent_colour_is_white():
+def test_decode_one_transparent_colour_is_white():
+    """One transparent colour is white."""
     rgb = noise() // 128 * 255
     expected = np.where((rgb == (255, 0, 0)).all(axis=-1, keepdims=True), 255, rgb)
     np.testing.assert_array_equal(pixels_of(file_of(rgb, transparency=(255, 0, 0))), expected)
@@ -265,11 +281,13 @@ DEEP_GREY = np.repeat(np.rint(DEEP / 257).astype(int)[..., None], 3, axis=-1)
     ],
     ids=["png", "tiff", "tiff-lzw", "big-endian", "int32", "white-is-zero"],
 )
-def test_16_bit_grey_is_scaled_by_257_and_not_clipped(data):
+def test_decode_16_bit_grey_is_scaled_by_257_and_not_clipped(data):
+    """16 bit grey is scaled by 257 and not clipped."""
     np.testing.assert_array_equal(pixels_of(data), DEEP_GREY)
 
 
-def test_a_transparent_16_bit_grey_level_is_white():
+def test_decode_transparent_16_bit_grey_level_is_white():
+    """A transparent 16 bit grey level is white."""
     values = np.where(DEEP < 30000, 30000, DEEP).astype(">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in values)
     ihdr = struct.pack(">IIBBBBB", SIDE, SIDE, 16, 0, 0, 0, 0)
@@ -278,13 +296,15 @@ def test_a_transparent_16_bit_grey_level_is_white():
     np.testing.assert_array_equal(pixels_of(data), expected)
 
 
-def test_12_bit_grey_is_scaled_from_its_own_white():
+def test_decode_12_bit_grey_is_scaled_from_its_own_white():
+    """12 bit grey is scaled from its own white."""
     packed = bytes([0xFF, 0xF0, 0x00, 0x80, 0x00, 0x00])  # 4095, 0 / 2048, 0
     pixels = pixels_of(tiff_of(packed, 2, 2, tag_258=12), 2)
     np.testing.assert_array_equal(pixels[..., 0], [[255, 0], [128, 0]])
 
 
-def test_float_grey_is_read_from_0_to_1_and_refused_beyond():
+def test_decode_reads_float_grey_from_0_to_1():
+    """Float grey is read from 0 to 1 and refused beyond."""
     unit = (DEEP / 65535).astype(np.float32)
     np.testing.assert_array_equal(pixels_of(file_of(unit, "TIFF"))[..., 0], np.rint(unit * 255))
     for bad in (unit * 300, unit - 0.5, np.where(unit > 0.5, np.nan, unit).astype(np.float32)):
@@ -293,13 +313,15 @@ def test_float_grey_is_read_from_0_to_1_and_refused_beyond():
         decode_image(file_of(Image.fromarray(DEEP.astype(np.int32) - 7), "TIFF"), SIDE)
 
 
-def test_16_bit_colour_keeps_its_high_bytes():
+def test_decode_16_bit_colour_keeps_its_high_bytes():
+    """16 bit colour keeps its high bytes."""
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in noise().astype(np.uint16) * 256 + 99)
     data = png_of(struct.pack(">IIBBBBB", SIDE, SIDE, 16, 2, 0, 0, 0), (b"IDAT", zlib.compress(rows)))
     np.testing.assert_array_equal(pixels_of(data), noise())
 
 
-def test_bilevel_is_black_and_white():
+def test_decode_bilevel_is_black_and_white():
+    """Bilevel is black and white."""
     bits = noise(channels=1)[..., 0] > 127
     for format in ("PNG", "TIFF", "BMP", "GIF"):
         pixels = pixels_of(file_of(Image.fromarray(bits), format))
@@ -307,13 +329,15 @@ def test_bilevel_is_black_and_white():
 
 
 @pytest.mark.parametrize("format", ["JPEG", "TIFF"])
-def test_cmyk_without_a_profile_is_read_as_ink(format):
+def test_decode_cmyk_without_a_profile_is_read_as_ink(format):
+    """CMYK without a profile is read as ink."""
     cmyk = Image.new("CMYK", (SIDE, SIDE), (0, 255, 255, 0))
     expected = (255, 0, 0)  # magenta + yellow ink, no black: red
     assert abs(pixels_of(file_of(cmyk, format, **({"quality": 95} if format == "JPEG" else {}))) - expected).max() <= 6
 
 
-def test_lab_becomes_srgb():
+def test_decode_lab_becomes_srgb():
+    """Lab becomes sRGB."""
     srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
     muted = smooth(SIDE, SIDE) // 2 + 64  # near the edge of the gamut, 8 bits of Lab are coarse
     data = file_of(ImageCms.buildTransform(srgb, lab, "RGB", "LAB").apply(Image.fromarray(muted)), "TIFF")
@@ -358,7 +382,8 @@ DISPLAY_P3 = ((0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419), (0.1571, 0.06
     "profile", [icc_of(b"RGB ", 2.2, DISPLAY_P3), icc_of(b"RGB ", 1.0, D65_SRGB)], ids=["p3", "linear"]
 )
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "JPEG"])
-def test_a_tagged_image_becomes_what_littlecms_makes_of_it(profile, format):
+def test_decode_tagged_image_becomes_what_littlecms_makes_of_it(profile, format):
+    """A tagged image becomes what littlecms makes of the network."""
     data = file_of(smooth(SIDE, SIDE), format, icc_profile=profile)
     plain = Image.open(io.BytesIO(data)).convert("RGB")
     expected = ImageCms.profileToProfile(plain, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB")
@@ -366,24 +391,28 @@ def test_a_tagged_image_becomes_what_littlecms_makes_of_it(profile, format):
     assert abs(pixels_of(data) - np.asarray(plain).astype(int)).max() > 5  # so it did something
 
 
-def test_a_linear_profile_brightens_as_the_srgb_curve_says():
+def test_decode_linear_profile_brightens_as_the_srgb_curve_says():
+    """A linear profile brightens as the sRGB curve says."""
     data = file_of(np.full((SIDE, SIDE, 3), 55, np.uint8), icc_profile=icc_of(b"RGB ", 1.0, D65_SRGB))
     expected = 255 * (1.055 * (55 / 255) ** (1 / 2.4) - 0.055)  # IEC 61966-2-1
     assert abs(pixels_of(data) - expected).max() <= 2
 
 
-def test_transparent_pixels_of_a_tagged_image_are_srgb_white():
+def test_decode_shows_transparent_pixels_as_white():
+    """Transparent pixels of a tagged image are sRGB white."""
     rgba = np.full((SIDE, SIDE, 4), (90, 80, 70, 0), np.uint8)
     assert (pixels_of(file_of(rgba, icc_profile=icc_of(b"RGB ", 1.0, D65_SRGB))) == 255).all()
 
 
-def test_an_srgb_profile_changes_nothing():
+def test_decode_srgb_profile_changes_nothing():
+    """An sRGB profile changes nothing."""
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     np.testing.assert_array_equal(pixels_of(file_of(noise(), icc_profile=srgb)), noise())
 
 
 @pytest.mark.parametrize("values", [noise(channels=1)[..., 0], DEEP], ids=["8-bit", "16-bit"])
-def test_a_grey_profile_is_applied_to_grey(values):
+def test_decode_grey_profile_is_applied_to_grey(values):
+    """A grey profile is applied to grey."""
     light = (values / np.iinfo(values.dtype).max) ** 1.8
     expected = 255 * np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
     pixels = pixels_of(file_of(values, icc_profile=icc_of(b"GRAY", 1.8)))
@@ -402,7 +431,8 @@ def test_a_grey_profile_is_applied_to_grey(values):
     ],
     ids=["short", "garbage", "truncated", "for-grey", "for-cmyk"],
 )
-def test_a_broken_or_unfitting_profile_is_ignored(profile):
+def test_decode_broken_or_unfitting_profile_is_ignored(profile):
+    """A broken or unfitting profile is ignored."""
     np.testing.assert_array_equal(pixels_of(file_of(noise(), icc_profile=profile)), noise())
 
 
@@ -433,7 +463,8 @@ def assert_a_close_draft(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(("short", "divisor"), [(127, 1), (128, 2), (255, 2), (256, 4), (511, 4), (512, 8), (1100, 8)])
-def test_a_draft_keeps_twice_the_pixels_asked_for(short, divisor):
+def test_decode_draft_keeps_twice_the_pixels_asked_for(short, divisor):
+    """A draft keeps twice the pixels asked for."""
     data = file_of(waves(short, short + 64), "JPEG", quality=90)
     source = Image.open(io.BytesIO(data))
     source.draft(None, (source.width // divisor, source.height // divisor))
@@ -448,7 +479,8 @@ def test_a_draft_keeps_twice_the_pixels_asked_for(short, divisor):
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_other_formats_know_no_drafts(format):
+def test_decode_other_formats_know_no_drafts(format):
+    """Other formats know no drafts."""
     data = file_of(waves(300, 400), format)
     draft = decode_image(data, SIDE, jpeg="draft")
     np.testing.assert_array_equal(draft.pixels, pixels_of(data))
@@ -459,14 +491,16 @@ def test_other_formats_know_no_drafts(format):
     ("width", "height"), [(512, 512), (513, 519), (257, 401), (397, 131), (2001, 260), (259, 2001)]
 )
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_a_draft_shows_what_full_decoding_does(width, height, mode):
+def test_decode_draft_shows_what_full_decoding_does(width, height, mode):
+    """A draft shows what full decoding does."""
     image = Image.fromarray(waves(height, width)).convert(mode)
     assert_a_close_draft(file_of(image, "JPEG", quality=90))
     assert_a_close_draft(file_of(image, "JPEG", quality=90, progressive=True))
 
 
 @pytest.mark.parametrize("orientation", STORED_AS)
-def test_a_draft_lies_right_after_turning(orientation):
+def test_decode_draft_lies_right_after_turning(orientation):
+    """A draft lies right after turning."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = np.ascontiguousarray(STORED_AS[orientation](waves(257, 401)))
@@ -475,12 +509,14 @@ def test_a_draft_lies_right_after_turning(orientation):
     assert decode_image(data, SIDE, jpeg="draft")[1:] == (401, 257)
 
 
-def test_a_draft_is_colour_managed():
+def test_decode_draft_is_colour_managed():
+    """A draft is colour managed."""
     data = file_of(waves(300, 400), "JPEG", quality=90, icc_profile=icc_of(b"RGB ", 1.0, D65_SRGB))
     assert_a_close_draft(data)
 
 
-def test_limits_hold_for_a_drafts_source():
+def test_decode_limits_hold_for_a_drafts_source():
+    """Limits hold for a drafts source."""
     data = file_of(waves(300, 400), "JPEG")
     for jpeg in ("full", "draft"):
         outcome = attempt(data, SIDE, jpeg, max_pixels=300 * 400 - 1)
@@ -490,20 +526,23 @@ def test_limits_hold_for_a_drafts_source():
         assert isinstance(attempt(data, SIDE, jpeg, max_pixels=300 * 400), DecodedImage)
 
 
-def test_a_draft_of_a_file_cut_short_is_refused():
+def test_decode_draft_of_a_file_cut_short_is_refused():
+    """A draft of a file cut short is refused."""
     data = file_of(waves(300, 400), "JPEG")
     outcome = attempt(data[: len(data) // 2], SIDE, "draft")
     assert isinstance(outcome, ImageError)
     assert outcome.reason == "truncated"
 
 
-def test_metadata_tells_the_modes_apart():
+def test_decode_metadata_tells_the_modes_apart():
+    """Metadata tells the modes apart."""
     assert jpeg_decoding("full") == JPEG_DECODING == "pillow-full"
     assert jpeg_decoding("draft") == "pillow-draft-2x"
 
 
 @pytest.mark.unchecked
-def test_an_unknown_mode_is_refused():
+def test_decode_unknown_mode_is_refused():
+    """An unknown mode is refused."""
     message = "JPEGs are decoded in mode 'full' or 'draft', got 'half'"
     with pytest.raises(ConfigError, match=message):
         jpeg_decoding("half")
@@ -516,7 +555,8 @@ def test_an_unknown_mode_is_refused():
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_of_several_frames_the_first_is_read(format):
+def test_decode_of_several_frames_the_first_is_read(format):
+    """Of several frames the first is read."""
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     first, *others = [Image.new("RGB", (SIDE, SIDE), colour) for colour in colours]
     options = {"lossless": True} if format == "WEBP" else {}
@@ -527,7 +567,8 @@ def test_of_several_frames_the_first_is_read(format):
 # --- what is refused --------------------------------------------------------------------------------------
 
 
-def test_refusals_carry_a_reason_and_a_sentence():
+def test_decode_refusals_carry_a_reason_and_a_sentence():
+    """Refusals carry a reason and a sentence."""
     assert reason_of(b"") == "empty"
     assert reason_of(b"<html>404</html>") == "not_an_image"
     assert reason_of(b"\0\0\0\x20ftypavif\0\0\0\0") == "unsupported_format"
@@ -542,7 +583,8 @@ def test_refusals_carry_a_reason_and_a_sentence():
 
 @pytest.mark.parametrize("name", ["jpeg", "progressive", "png", "webp", "webp-lossless", "gif", "bmp", "tiff"])
 @pytest.mark.parametrize("share", [0.5, 0.9])
-def test_a_file_cut_short_is_called_truncated(name, share):
+def test_decode_file_cut_short_is_called_truncated(name, share):
+    """A file cut short is called truncated."""
     data = SMALL_FILES[name]
     assert reason_of(data[: int(len(data) * share)]) == "truncated"
 
@@ -564,13 +606,15 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", SMALL_FILES)
-def test_the_pixel_limit_holds_for_every_format(name):
+def test_decode_pixel_limit_holds_for_every_format(name):
+    """The pixel limit holds for every format."""
     assert reason_of(SMALL_FILES[name], max_pixels=SIDE * SIDE - 1) == "too_many_pixels"
     assert isinstance(attempt(SMALL_FILES[name], SIDE, max_pixels=SIDE * SIDE), DecodedImage)
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_header_that_announces_too_many_pixels_is_refused_at_once(name):
+def test_decode_refuses_headers_of_too_many_pixels(name):
+    """A header that announces too many pixels is refused at once."""
     tracemalloc.start()
     start = time.perf_counter()
     reason = reason_of(BOMBS[name])
@@ -581,7 +625,8 @@ def test_a_header_that_announces_too_many_pixels_is_refused_at_once(name):
     assert peak < 2**20
 
 
-def test_text_and_profile_bombs_stay_small():
+def test_decode_text_and_profile_bombs_stay_small():
+    """Text and profile bombs stay small."""
     bomb = zlib.compress(bytes(200 * 2**20), 9)
     ihdr = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
     pixel = (b"IDAT", zlib.compress(b"\0\7"))
@@ -598,7 +643,8 @@ def test_text_and_profile_bombs_stay_small():
     st.binary(max_size=300),
     st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0"]),
 )
-def test_arbitrary_bytes_raise_nothing_but_image_errors(data, start):
+def test_decode_arbitrary_bytes_raise_nothing_but_image_errors(data, start):
+    """Arbitrary bytes raise nothing but image errors."""
     outcome = attempt(start + data, 8)
     assert isinstance(outcome, DecodedImage) or str(outcome)
 
@@ -606,6 +652,7 @@ def test_arbitrary_bytes_raise_nothing_but_image_errors(data, start):
 @settings(max_examples=500, deadline=None)
 @given(st.sampled_from(sorted(SMALL_FILES)), st.data())
 def test_damaged_files_decode_or_raise_image_errors_only(name, draw):
+    """Damaged files decode or raise image errors only."""
     data = bytearray(SMALL_FILES[name])
     position = st.integers(0, len(data) - 1) | st.integers(0, 120)  # headers are where the damage tells
     for at, value in draw.draw(st.lists(st.tuples(position, st.integers(0, 255)), max_size=6)):
@@ -619,12 +666,14 @@ def test_damaged_files_decode_or_raise_image_errors_only(name, draw):
         assert outcome.pixels.shape == (8, 8, 3)
 
 
-def test_an_image_error_survives_pickling():
+def test_decode_image_error_survives_pickling():
+    """An image error survives pickling."""
     copy = pickle.loads(pickle.dumps(ImageError("empty", "no bytes")))
     assert (type(copy), copy.reason, str(copy)) == (ImageError, "empty", "no bytes")
 
 
-def test_limits_and_sizes_out_of_range_are_refused_with_the_value():
+def test_decode_refuses_impossible_limits_and_sizes():
+    """Limits and sizes out of range are refused with the value."""
     with pytest.raises(ValueError, match="max_bytes must be at least 1, got 0"):
         Limits(max_bytes=0)
     with pytest.raises(ValueError, match=rf"max_pixels must be between 1 and {2 * PILLOW_WARNS_ABOVE}, got 400000000"):
@@ -633,14 +682,16 @@ def test_limits_and_sizes_out_of_range_are_refused_with_the_value():
         decode_image(SMALL_FILES["png"], 0)
 
 
-def test_decoding_leaves_pillows_globals_alone():
+def test_decode_decoding_leaves_pillows_globals_alone():
+    """Decoding leaves pillows globals alone."""
     assert Image.MAX_IMAGE_PIXELS == PILLOW_WARNS_ABOVE
 
 
 # --- back to files ----------------------------------------------------------------------------------------
 
 
-def test_png_round_trips_exactly_and_the_lossy_formats_nearly():
+def test_encode_image_round_trips():
+    """PNG round trips exactly and the lossy formats nearly."""
     np.testing.assert_array_equal(pixels_of(encode_image(noise())), noise())
     for format in ("jpeg", "webp"):
         encoded = encode_image(smooth(SIDE, SIDE), format, quality=95)
@@ -660,13 +711,15 @@ def test_png_round_trips_exactly_and_the_lossy_formats_nearly():
         (noise(), "jpeg", 101),
     ],
 )
-def test_what_cannot_be_encoded_is_refused(pixels, format, quality):
+def test_decode_what_cannot_be_encoded_is_refused(pixels, format, quality):
+    """What cannot be encoded is refused."""
     with pytest.raises(ValueError, match="got"):
         encode_image(pixels, format, quality)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_to_uint8_clamps_and_rounds(dtype):
+def test_decode_to_uint8_clamps_and_rounds(dtype):
+    """To uint8 clamps and rounds."""
     row = torch.tensor([-1.0, 0.0, 0.4, 0.999, 1.0, 7.0, float("inf")], dtype=dtype)
     images = row.view(1, 1, 1, 7).expand(2, 3, 5, 7).requires_grad_()
     pixels = to_uint8(images)
@@ -676,7 +729,8 @@ def test_to_uint8_clamps_and_rounds(dtype):
     np.testing.assert_array_equal(pixels, to_uint8(images.detach().float().numpy()))
 
 
-def test_to_uint8_undoes_division_by_255_and_keeps_channels_apart():
+def test_to_uint8_undoes_division_by_255():
+    """To uint8 undoes division by 255 and keeps channels apart."""
     images = noise().astype(np.float32).transpose(2, 0, 1)[None] / 255
     np.testing.assert_array_equal(to_uint8(images)[0], noise())
 
@@ -691,6 +745,7 @@ def test_to_uint8_undoes_division_by_255_and_keeps_channels_apart():
         np.full((1, 3, 1, 1), np.nan),
     ],
 )
-def test_to_uint8_refuses_what_is_no_image_batch(images):
+def test_decode_to_uint8_refuses_what_is_no_image_batch(images):
+    """To uint8 refuses what is no image batch."""
     with pytest.raises(ValueError, match="got"):
         to_uint8(images)

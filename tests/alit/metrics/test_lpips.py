@@ -87,7 +87,8 @@ def lpips_by_hand(images: Tensor, others: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [(16, 16), (40, 27)])
-def test_the_distance_and_its_gradient_are_those_computed_by_hand_from_the_files(perceptual, size):
+def test_lpips_and_its_gradient_equal_those_by_hand(perceptual, size):
+    """The distance and its gradient are those computed by hand from the files."""
     images, others = pair(*size)
     ours, byhand = others.clone().requires_grad_(), others.double().requires_grad_()
     distances, expected = perceptual(images, ours), lpips_by_hand(images, byhand)
@@ -98,27 +99,31 @@ def test_the_distance_and_its_gradient_are_those_computed_by_hand_from_the_files
     assert (ours.grad - byhand.grad).norm() < 0.01 * byhand.grad.norm()
 
 
-def test_equal_images_are_at_no_distance_and_others_at_the_same_both_ways(perceptual):
+def test_lpips_is_zero_for_equal_images_and_symmetric(perceptual):
+    """Equal images are at no distance and others at the same both ways."""
     images, others = pair()
     assert torch.equal(perceptual(images, images), torch.zeros(2))
     assert (perceptual(images, others) > 0).all()
     torch.testing.assert_close(perceptual(images, others), perceptual(others, images))
 
 
-def test_more_noise_is_farther(perceptual):
+def test_lpips_more_noise_is_farther(perceptual):
+    """More noise is farther."""
     images, others = pair(count=1)
     strengths = torch.tensor([0.1, 0.3, 1.0]).view(-1, 1, 1, 1)
     distances = perceptual(images.expand(3, -1, -1, -1), images + strengths * (others - images)).tolist()
     assert distances == sorted(distances)
 
 
-def test_each_pair_is_scored_by_itself(perceptual):
+def test_lpips_pair_is_scored_by_itself(perceptual):
+    """Each pair is scored by itself."""
     images, others = pair()
     alone = torch.cat([perceptual(images[i : i + 1], others[i : i + 1]) for i in range(2)])
     torch.testing.assert_close(perceptual(images, others), alone)
 
 
-def test_distances_under_autocast_are_fp32_and_nearly_the_same(perceptual):
+def test_lpips_under_autocast_is_fp32(perceptual):
+    """Distances under autocast are fp32 and nearly the same."""
     images, others = pair()
     with torch.autocast("cpu", torch.bfloat16):
         distances = perceptual(images, others.bfloat16())
@@ -127,7 +132,8 @@ def test_distances_under_autocast_are_fp32_and_nearly_the_same(perceptual):
 
 
 @pytest.mark.parametrize("last_alive", [-1, 2, 26])
-def test_gradients_are_finite_where_relu_has_left_no_feature(perceptual, last_alive):
+def test_lpips_gradients_are_finite_without_features(perceptual, last_alive):
+    """Gradients are finite where ReLU has left no feature."""
     dying = copy.deepcopy(perceptual)
     for number in WIDTHS:
         if number > last_alive:
@@ -140,7 +146,8 @@ def test_gradients_are_finite_where_relu_has_left_no_feature(perceptual, last_al
     assert others.grad.isfinite().all()
 
 
-def test_gradients_at_no_distance_are_zero(perceptual):
+def test_lpips_gradients_at_no_distance_are_zero(perceptual):
+    """Gradients at no distance are zero."""
     images, _ = pair()
     others = images.clone().requires_grad_()
     perceptual(images, others).sum().backward()
@@ -148,7 +155,8 @@ def test_gradients_at_no_distance_are_zero(perceptual):
 
 
 @pytest.mark.parametrize("size", [(15, 32), (32, 15), (1, 1)])
-def test_images_too_small_for_four_poolings_are_refused(perceptual, size):
+def test_lpips_images_too_small_for_four_poolings_are_refused(perceptual, size):
+    """Images too small for four poolings are refused."""
     with pytest.raises(ConfigError, match=f"at least 16 pixels on each side.*got {size[0]}x{size[1]}"):
         perceptual(*pair(*size))
 
@@ -156,7 +164,8 @@ def test_images_too_small_for_four_poolings_are_refused(perceptual, size):
 # -------------------------------------------------------------------- the module
 
 
-def test_it_is_frozen_and_stays_in_eval_mode_within_something_in_training(perceptual):
+def test_network_stays_frozen_inside_a_trained_module(perceptual):
+    """The network is frozen and stays in eval mode within something in training."""
     outer = nn.Sequential(copy.deepcopy(perceptual)).train()
     assert not any(parameter.requires_grad for parameter in outer.parameters())
     assert not any(module.training for module in outer[0].modules())
@@ -164,7 +173,8 @@ def test_it_is_frozen_and_stays_in_eval_mode_within_something_in_training(percep
     assert not Perceptual().training
 
 
-def test_only_the_reconstructions_receive_gradients(perceptual):
+def test_lpips_only_the_reconstructions_receive_gradients(perceptual):
+    """Only the reconstructions receive gradients."""
     images, others = pair()
     others.requires_grad_()
     perceptual(images, others).sum().backward()
@@ -173,7 +183,8 @@ def test_only_the_reconstructions_receive_gradients(perceptual):
     assert all(parameter.grad is None for parameter in perceptual.parameters())
 
 
-def test_the_same_seed_builds_the_same_random_network():
+def test_lpips_same_seed_builds_the_same_random_network():
+    """The same seed builds the same random network."""
     networks = []
     for _ in range(2):
         with torch.random.fork_rng(devices=[]):
@@ -184,7 +195,8 @@ def test_the_same_seed_builds_the_same_random_network():
     assert (networks[0](*pair()) > 0).all()
 
 
-def test_it_has_the_parameters_of_thirteen_convolutions_and_five_heads():
+def test_lpips_has_thirteen_convolutions_and_five_heads():
+    """The network has the parameters of thirteen convolutions and five heads."""
     ins = [3, *WIDTHS.values()][:-1]
     convolutions = sum(9 * i * o + o for i, o in zip(ins, WIDTHS.values(), strict=True))
     assert convolutions == 14_714_688
@@ -195,14 +207,16 @@ def test_it_has_the_parameters_of_thirteen_convolutions_and_five_heads():
 # -------------------------------------------------------------------- the files
 
 
-def test_loading_leaves_the_global_random_state_as_it_was(files):
+def test_lpips_loading_leaves_the_global_random_state_as_it_was(files):
+    """Loading leaves the global random state as it was."""
     before = torch.get_rng_state()
     Perceptual.from_files(*files)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_every_container_holds_the_same_network(perceptual, tmp_path, suffix):
+def test_lpips_container_holds_the_same_network(perceptual, tmp_path, suffix):
+    """Every container holds the same network."""
     vgg, heads = write(tmp_path / f"vgg{suffix}", vgg_state()), write(tmp_path / f"heads{suffix}", heads_state())
     loaded = Perceptual.from_files(str(vgg), str(heads)).state_dict()
     assert loaded.keys() == perceptual.state_dict().keys()
@@ -210,7 +224,8 @@ def test_every_container_holds_the_same_network(perceptual, tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_file_that_is_overwritten_later_changes_nothing(tmp_path, suffix):
+def test_lpips_file_that_is_overwritten_later_changes_nothing(tmp_path, suffix):
+    """A file that is overwritten later changes nothing."""
     path = write(tmp_path / f"a{suffix}", {"a": torch.arange(5000.0)})
     tensors = read_tensors(path, {"a": (5000,)}, expected="a file")
     with path.open("r+b") as file:
@@ -218,7 +233,8 @@ def test_a_file_that_is_overwritten_later_changes_nothing(tmp_path, suffix):
     assert torch.equal(tensors["a"], torch.arange(5000.0))
 
 
-def test_half_precision_is_read_as_fp32(tmp_path):
+def test_lpips_half_precision_is_read_as_fp32(tmp_path):
+    """Half precision is read as fp32."""
     path = write(tmp_path / "a.pth", {"a": torch.tensor([0.5]).half()})
     tensors = read_tensors(path, {"a": (1,)}, expected="a file")
     assert tensors["a"].dtype == torch.float32
@@ -254,7 +270,8 @@ HEADS_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", VGG_FAULTS)
-def test_a_vgg_file_of_another_layout_is_refused_with_the_tensor_and_what_would_be_right(files, tmp_path, fault):
+def test_lpips_refuses_a_vgg_file_of_another_layout(files, tmp_path, fault):
+    """A VGG file of another layout is refused with the tensor and what would be right."""
     name, value, message = VGG_FAULTS[fault]
     path = write(tmp_path / "other.pth", changed(vgg_state(), name, value))
     with pytest.raises(WeightsError, match=rf"other\.pth' has.*{message}.*expected torchvision's VGG16"):
@@ -262,21 +279,24 @@ def test_a_vgg_file_of_another_layout_is_refused_with_the_tensor_and_what_would_
 
 
 @pytest.mark.parametrize("fault", HEADS_FAULTS)
-def test_a_heads_file_of_another_layout_is_refused_with_the_tensor_and_what_would_be_right(files, tmp_path, fault):
+def test_lpips_refuses_a_heads_file_of_another_layout(files, tmp_path, fault):
+    """A heads file of another layout is refused with the tensor and what would be right."""
     name, value, message = HEADS_FAULTS[fault]
     path = write(tmp_path / "other.pth", changed(heads_state(), name, value))
     with pytest.raises(WeightsError, match=rf"other\.pth' has.*{message}.*the VGG heads of LPIPS"):
         Perceptual.from_files(files[0], path)
 
 
-def test_the_two_files_swapped_are_refused(files):
+def test_lpips_two_files_swapped_are_refused(files):
+    """The two files swapped are refused."""
     with pytest.raises(WeightsError, match=r"heads\.pth' has no tensor 'features\.0\.weight'"):
         Perceptual.from_files(files[1], files[0])
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
 @pytest.mark.parametrize("kept", [0, 1, 40, 0.5, 0.99])
-def test_a_file_cut_short_is_refused(tmp_path, suffix, kept):
+def test_lpips_file_cut_short_is_refused(tmp_path, suffix, kept):
+    """A file cut short is refused."""
     path = write(tmp_path / f"heads{suffix}", heads_state())
     size = path.stat().st_size
     os.truncate(path, int(size * kept) if isinstance(kept, float) else kept)
@@ -285,12 +305,14 @@ def test_a_file_cut_short_is_refused(tmp_path, suffix, kept):
 
 
 @pytest.mark.parametrize("name", ["missing.pth", "missing.safetensors", "."])
-def test_a_file_that_cannot_be_opened_is_refused_with_the_systems_reason(tmp_path, name):
+def test_lpips_refuses_a_file_that_cannot_be_opened(tmp_path, name):
+    """A file that cannot be opened is refused with the system's reason."""
     with pytest.raises(WeightsError, match=r"cannot be read \((No such file|Is a directory).*expected a file"):
         read_tensors(tmp_path / name, {}, expected="a file")
 
 
-def test_a_file_that_is_no_state_dict_is_refused(tmp_path):
+def test_lpips_file_that_is_no_state_dict_is_refused(tmp_path):
+    """A file that is no state dict is refused."""
     with pytest.raises(WeightsError, match="holds a list, not a state dict; expected a file"):
         read_tensors(write(tmp_path / "list.pth", [torch.zeros(1)]), {}, expected="a file")
 
@@ -306,7 +328,8 @@ class Runs:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".pkl"])
-def test_nothing_in_a_file_is_run(tmp_path, suffix):
+def test_lpips_nothing_in_a_file_is_run(tmp_path, suffix):
+    """Nothing in a file is run."""
     path = tmp_path / f"heads{suffix}"
     state = heads_state() | {"lin5.model.1.weight": Runs(tmp_path / "made")}
     if suffix == ".pkl":

@@ -25,14 +25,16 @@ def by_numpy(name: str, x: np.ndarray, y: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("name", ["l1", "mse", "psnr"])
-def test_distances_agree_with_numpy(name):
+def test_pixel_distances_agree_with_numpy(name):
+    """Distances agree with NumPy."""
     images, others = pair()
     expected = [by_numpy(name, x.numpy(), y.numpy()) for x, y in zip(images, others, strict=True)]
     np.testing.assert_allclose(ALL[name](images, others).numpy(), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(24, 20), (11, 11), (64, 64)])
-def test_ssim_agrees_with_scikit_image(shape):
+def test_pixel_ssim_agrees_with_scikit_image(shape):
+    """SSIM agrees with scikit-image."""
     skimage = pytest.importorskip("skimage.metrics", reason="needs scikit-image")
     images, others = pair(*shape)
     # with Gaussian weights scikit-image too uses 11 pixels, and its mean leaves out the 5 at each border,
@@ -47,7 +49,8 @@ def test_ssim_agrees_with_scikit_image(shape):
     np.testing.assert_allclose(expected, interior)
 
 
-def test_identical_images_are_at_no_distance():
+def test_pixel_identical_images_are_at_no_distance():
+    """Identical images are at no distance."""
     images, _ = pair()
     assert torch.equal(pixel.l1(images, images), torch.zeros(5))
     assert torch.equal(pixel.mse(images, images), torch.zeros(5))
@@ -56,20 +59,23 @@ def test_identical_images_are_at_no_distance():
 
 
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
-def test_ssim_of_flat_images_is_a_number(level):
+def test_pixel_ssim_of_flat_images_is_a_number(level):
+    """SSIM of flat images is a number."""
     flat = torch.full((1, 3, 16, 16), level)
     torch.testing.assert_close(pixel.ssim(flat, flat), torch.ones(1))
     assert -1 <= pixel.ssim(flat, 1 - flat).item() <= 1
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_more_noise_is_a_worse_score(name):
+def test_pixel_more_noise_is_a_worse_score(name):
+    """More noise is a worse score."""
     scores = ALL[name](*pair(32, 32)).tolist()
     assert scores == sorted(scores, reverse=name in ("psnr", "ssim"))
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_each_image_is_scored_by_itself(name):
+def test_pixel_image_is_scored_by_itself(name):
+    """Each image is scored by itself."""
     images, others = pair()
     alone = torch.cat([ALL[name](images[i : i + 1], others[i : i + 1]) for i in range(5)])
     torch.testing.assert_close(ALL[name](images, others), alone, rtol=1e-6, atol=1e-6)
@@ -77,11 +83,13 @@ def test_each_image_is_scored_by_itself(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_pixels_beyond_the_range_count_unclamped(name):
+    """Pixels beyond the range count unclamped."""
     white, whiter = torch.ones(1, 3, 16, 16), torch.full((1, 3, 16, 16), 1.5)
     assert not torch.equal(ALL[name](white, whiter), ALL[name](white, whiter.clamp(0, 1)))
 
 
-def test_the_window_of_ssim_shrinks_to_small_images():
+def test_pixel_window_of_ssim_shrinks_to_small_images():
+    """The window of SSIM shrinks to small images."""
     images, others = pair(6, 9)
     scores = pixel.ssim(images, others)
     assert scores.shape == (5,)

@@ -42,12 +42,14 @@ def through_json(config: AlitConfig) -> AlitConfig:
 @pytest.mark.parametrize("quantized", [True, False])
 @pytest.mark.parametrize("base", ["vqgan", "kl"])
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_presets_survive_json(name, base, quantized):
+def test_config_published_presets_survive_json(name, base, quantized):
+    """Published presets survive JSON."""
     config = PRESETS[name](base=base, quantized=quantized)
     assert through_json(config) == config
 
 
-def test_the_packaged_preset_survives_json():
+def test_config_packaged_preset_survives_json():
+    """The packaged preset survives JSON."""
     assert through_json(nano()) == nano()
 
 
@@ -94,7 +96,8 @@ def configs(draw) -> dict:
 
 @settings(max_examples=60, deadline=None)
 @given(configs())
-def test_every_config_survives_json(data):
+def test_config_survives_json(data):
+    """Every config survives JSON."""
     config = AlitConfig.from_json(data)
     assert json.loads(json.dumps(config.to_json())) == data
     assert through_json(config) == config
@@ -167,14 +170,16 @@ def sentence(data: object) -> str:
 
 @pytest.mark.unchecked
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_value_is_refused_and_quoted(name):
+def test_config_wrong_value_is_refused_and_quoted(name):
+    """A wrong value is refused and quoted."""
     changes, expected = WRONG[name]
     assert expected in sentence(TINY.to_json() | changes)
 
 
 @pytest.mark.unchecked
 @pytest.mark.parametrize("name", WRONG_BASE)
-def test_a_wrong_value_of_the_base_is_refused_and_quoted(name):
+def test_config_wrong_value_of_the_base_is_refused_and_quoted(name):
+    """A wrong value of the base is refused and quoted."""
     changes, expected = WRONG_BASE[name]
     data = TINY.to_json()
     assert expected in sentence(data | {"base": data["base"] | changes})
@@ -182,20 +187,23 @@ def test_a_wrong_value_of_the_base_is_refused_and_quoted(name):
 
 @pytest.mark.unchecked
 @pytest.mark.parametrize("name", WRONG_KL)
-def test_a_wrong_value_of_a_continuous_base_is_refused_and_quoted(name):
+def test_config_refuses_wrong_values_of_a_continuous_base(name):
+    """A wrong value of a continuous base is refused and quoted."""
     changes, expected = WRONG_KL[name]
     data = KL.to_json()
     assert expected in sentence(data | {"base": data["base"] | changes})
 
 
 @pytest.mark.parametrize("field", ["base", "image_size", "width", "depth", "heads"])
-def test_a_missing_field_is_named(field):
+def test_config_missing_field_is_named(field):
+    """A missing field is named."""
     data = TINY.to_json()
     del data[field]
     assert repr(field) in sentence(data)
 
 
-def test_a_missing_field_of_the_base_is_named():
+def test_config_missing_field_of_the_base_is_named():
+    """A missing field of the base is named."""
     data = TINY.to_json()
     del data["base"]["channels"]
     assert "'channels'" in sentence(data)
@@ -203,28 +211,33 @@ def test_a_missing_field_of_the_base_is_named():
 
 @pytest.mark.unchecked
 @pytest.mark.parametrize("data", [[], "tiny", 5, None])
-def test_a_config_that_is_no_object_is_refused_and_quoted(data):
+def test_config_that_is_no_object_is_refused_and_quoted(data):
+    """A config that is no object is refused and quoted."""
     assert repr(data) in sentence(data)
 
 
 @pytest.mark.unchecked
 @pytest.mark.parametrize("base", ["vqgan", 5, None, []])
-def test_a_base_that_is_no_object_is_refused_and_quoted(base):
+def test_config_base_that_is_no_object_is_refused_and_quoted(base):
+    """A base that is no object is refused and quoted."""
     assert f"config field 'base' must be an object, got {base!r}" in sentence(TINY.to_json() | {"base": base})
 
 
 @pytest.mark.parametrize("halting", ["deterministic", "sampled"])
-def test_halting_needs_a_discrete_base(halting):
+def test_config_halting_needs_a_discrete_base(halting):
+    """Halting needs a discrete base."""
     with pytest.raises(ConfigError, match=f"halting='{halting}' needs a discrete base"):
         dataclasses.replace(KL, halting=halting)
 
 
-def test_a_preset_of_another_base_is_refused():
+def test_config_preset_of_another_base_is_refused():
+    """A preset of another base is refused."""
     with pytest.raises(ConfigError, match="base must be vqgan or kl, got 'dct'"):
         PRESETS["tiny"](base="dct")
 
 
-def test_a_config_cannot_be_changed_after_it_was_checked():
+def test_config_cannot_be_changed_after_it_was_checked():
+    """A config cannot be changed after the network was checked."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         TINY.width = 5
 
@@ -237,7 +250,8 @@ def parameters(module: torch.nn.Module) -> int:
 
 
 @pytest.mark.parametrize(("base", "name"), CORE)
-def test_presets_have_the_published_parameter_counts(base, name):
+def test_config_presets_have_the_published_parameter_counts(base, name):
+    """Presets have the published parameter counts."""
     for quantized, core in zip((True, False), CORE[base, name], strict=True):
         config = PRESETS[name](base=base, quantized=quantized)
         outputs = config.base.codebook_size if isinstance(config.base, VQGANConfig) else config.base.latent_dim
@@ -248,17 +262,20 @@ def test_presets_have_the_published_parameter_counts(base, name):
         assert found == core
 
 
-def test_the_published_base_has_its_parameter_count():
+def test_config_published_base_has_its_parameter_count():
+    """The published base has its parameter count."""
     with torch.device("meta"):
         assert parameters(build_base(PRESETS["tiny"]().base)) == 54_515_587
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_presets_give_32_to_256_tokens_of_256_pixels(name):
+def test_presets_published_give_32_to_256_tokens(name):
+    """Published presets give 32 to 256 tokens of 256 pixels."""
     config = PRESETS[name]()
     assert (config.image_size, config.grid) == (256, 16)
     assert config.lengths == (32, 64, 96, 128, 160, 192, 224, 256)
 
 
-def test_the_packaged_preset_gives_16_to_64_tokens_of_64_pixels():
+def test_preset_packaged_gives_16_to_64_tokens():
+    """The packaged preset gives 16 to 64 tokens of 64 pixels."""
     assert (nano().image_size, nano().grid, nano().lengths) == (64, 8, (16, 32, 48, 64))

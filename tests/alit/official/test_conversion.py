@@ -168,12 +168,14 @@ def published(base: str, size: str, quantized: bool) -> Dims:
 
 
 @pytest.mark.parametrize("name", MINI)
-def test_the_golden_weights_have_the_published_layout(name):
+def test_conversion_golden_weights_have_the_published_layout(name):
+    """The golden weights have the published layout."""
     assert {key: tuple(tensor.shape) for key, tensor in golden(name).items()} == layout(MINI[name])
 
 
 @pytest.mark.parametrize(("base", "size", "quantized"), COUNTS)
-def test_every_published_size_converts(base, size, quantized):
+def test_conversion_published_size_converts(base, size, quantized):
+    """Every published size converts."""
     dims = published(base, size, quantized)
     tensors, core_params = COUNTS[base, size, quantized]
     shapes = layout(dims)
@@ -248,7 +250,8 @@ def check_golden_ids(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_a_released_checkpoint_becomes_weights_that_give_the_golden_ids(tmp_path, stage):
+def test_conversion_of_a_release_gives_the_golden_ids(tmp_path, stage):
+    """A released checkpoint becomes weights that give the golden ids."""
     checkpoint = write(tmp_path, envelope(golden("official-mini"), stage=stage))
     mark = convert(checkpoint, tmp_path / "weights", heads=4)
     assert mark == fingerprint(tmp_path / "weights")
@@ -268,7 +271,8 @@ def test_a_released_checkpoint_becomes_weights_that_give_the_golden_ids(tmp_path
         torch.testing.assert_close(pixels, numbers["reconstruction_7"].clamp(0, 1), rtol=0, atol=5e-4)
 
 
-def test_a_kl_checkpoint_gives_the_golden_codes_and_pixels(tmp_path):
+def test_conversion_of_a_kl_model_gives_the_golden_codes(tmp_path):
+    """A KL checkpoint gives the golden codes and pixels."""
     convert(write(tmp_path, envelope(golden("official-mini-kl"), stage=2)), tmp_path / "weights", heads=4)
     model, numbers = load_weights(tmp_path / "weights").model, expected("official-mini-kl")
     codes = torch.stack(model.encode(expected("official-mini")["images_u8"], "fixed:256").split())
@@ -277,7 +281,8 @@ def test_a_kl_checkpoint_gives_the_golden_codes_and_pixels(tmp_path):
     torch.testing.assert_close(pixels, numbers["reconstruction_7"].clamp(0, 1), rtol=0, atol=5e-4)
 
 
-def test_bare_state_dicts_and_checkpoints_without_ema_convert_to_the_same_tensors(tmp_path):
+def test_conversion_takes_state_dicts_and_files_without_ema(tmp_path):
+    """Bare state dicts and checkpoints without ema convert to the same tensors."""
     weights = golden("official-mini")
     full = {name: tensor.float() for name, tensor in weights.items()}
     without_ema = {"model": weights, "epoch": 1, "args": argparse.Namespace()}
@@ -290,7 +295,8 @@ def test_bare_state_dicts_and_checkpoints_without_ema_convert_to_the_same_tensor
     assert set(found.values()) == {(tmp_path / "ema" / "model.safetensors").read_bytes()}
 
 
-def test_stage_is_read_from_the_arguments_and_may_be_overridden(tmp_path):
+def test_conversion_reads_the_stage_from_the_arguments(tmp_path):
+    """Stage is read from the arguments and may be overridden."""
     weights = golden("official-mini")
     stripped = write(tmp_path, envelope(weights, output_dir="./output_dir/full_finetuning/x/"))
     for stage, told in ((None, 2), (1, 1), (2, 2)):
@@ -302,12 +308,14 @@ def test_stage_is_read_from_the_arguments_and_may_be_overridden(tmp_path):
 
 
 @pytest.mark.unchecked
-def test_an_unknown_stage_is_refused():
+def test_conversion_unknown_stage_is_refused():
+    """An unknown stage is refused."""
     with pytest.raises(CheckpointError, match="stage must be 1 or 2, got 3"):
         from_official(golden("official-mini"), heads=4, stage=3)
 
 
-def test_halting_is_chosen_by_the_caller():
+def test_conversion_halting_is_chosen_by_the_caller():
+    """Halting is chosen by the caller."""
     config, _ = from_official(golden("official-mini"), heads=4)
     assert config.halting == "off"
     config, _ = from_official(golden("official-mini"), heads=4, halting="sampled")
@@ -317,12 +325,14 @@ def test_halting_is_chosen_by_the_caller():
 
 
 def test_conversion_copies_nothing_that_is_fp32_already():
+    """Conversion copies nothing that is fp32 already."""
     state = {name: tensor.float() for name, tensor in golden("official-mini-kl").items()}
     _, ours = from_official(state, heads=4)
     assert {tensor.data_ptr() for tensor in ours.values()} == {tensor.data_ptr() for tensor in state.values()}
 
 
-def test_a_full_size_checkpoint_converts_end_to_end(tmp_path):
+def test_conversion_full_size_checkpoint_converts_end_to_end(tmp_path):
+    """A full size checkpoint converts end to end."""
     shapes = layout(published("vqgan", "tiny", True))
     mark_of = {name: (i % 97 + 1) / 128 for i, name in enumerate(sorted(shapes))}
     state = {name: torch.full(shape, mark_of[name], dtype=torch.float16) for name, shape in shapes.items()}
@@ -366,7 +376,8 @@ class Evil:
         return os.system, (f"touch {self.target}",)
 
 
-def test_code_in_a_pickle_is_named_and_not_run(tmp_path):
+def test_conversion_code_in_a_pickle_is_named_and_not_run(tmp_path):
+    """Code in a pickle is named and not run."""
     target = tmp_path / "touched"
     content = envelope(golden("official-mini")) | {"epoch": Evil(target)}
     message = refusal(write(tmp_path, content))
@@ -406,7 +417,8 @@ DOWN = "base_tokenizer.vqgan.encoder.down.1.block.0.conv1.weight"
         ({DOWN: (48, 1, 1, 1)}, "each entry of channels must be a multiple of norm_groups=32, got 48"),
     ],
 )
-def test_a_wrong_tensor_is_named(tmp_path, change, sentence):
+def test_conversion_wrong_tensor_is_named(tmp_path, change, sentence):
+    """A wrong tensor is named."""
     weights = dict(golden("official-mini"))
     for name, shape in change.items():
         if shape is None:
@@ -416,7 +428,8 @@ def test_a_wrong_tensor_is_named(tmp_path, change, sentence):
     assert sentence in refusal(write(tmp_path, weights))
 
 
-def test_unusable_values_are_named(tmp_path):
+def test_conversion_unusable_values_are_named(tmp_path):
+    """Unusable values are named."""
     weights = golden("official-mini")
     for value, sentence in (
         (torch.full((32, 96), torch.nan), "tensor 'latent_tokens' holds NaN or infinity"),
@@ -430,14 +443,16 @@ def test_unusable_values_are_named(tmp_path):
     assert "its tensors claim 4000003" in message
 
 
-def test_heads_are_asked_for_where_no_preset_tells(tmp_path):
+def test_conversion_heads_are_asked_for_where_no_preset_tells(tmp_path):
+    """Heads are asked for where no preset tells."""
     message = refusal(write(tmp_path, golden("official-mini")), heads=None)
     assert "width 96 with 2 blocks is not a published preset" in message
     assert "pass heads=N" in message
     assert "width must be a multiple of heads=5" in refusal(tmp_path / "alit.pth", heads=5)
 
 
-def test_other_files_are_refused_with_what_they_are(tmp_path):
+def test_conversion_other_files_are_refused_with_what_they_are(tmp_path):
+    """Other files are refused with what they are."""
     prefix = "base_tokenizer.vqgan."
     weights = golden("official-mini")
     base = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
@@ -455,7 +470,8 @@ def test_other_files_are_refused_with_what_they_are(tmp_path):
     assert "it cannot be read (No such file or directory)" in refusal(tmp_path / "alit.pth")
 
 
-def test_damaged_files_are_refused(tmp_path):
+def test_conversion_damaged_files_are_refused(tmp_path):
+    """Damaged files are refused."""
     checkpoint = write(tmp_path, envelope(golden("official-mini")))
     data = checkpoint.read_bytes()
     for keep in (4, 1000, len(data) // 2, len(data) - 1):

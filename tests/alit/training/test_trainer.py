@@ -88,7 +88,8 @@ def same_state(one: nn.Module, other: nn.Module) -> bool:
 # ---------------------------------------------------------------- dead codes
 
 
-def test_codes_that_are_never_chosen_move_onto_vectors_of_the_batch():
+def test_revival_moves_unused_codes_onto_vectors():
+    """Codes that are never chosen move onto vectors of the batch."""
     codebook, vectors = torch.zeros(16, 3), torch.arange(1, 31.0).view(10, 3)
     revival, generator = CodeRevival(16, every=5), torch.Generator().manual_seed(0)
     for step in range(5):
@@ -100,7 +101,8 @@ def test_codes_that_are_never_chosen_move_onto_vectors_of_the_batch():
     assert (revival.usage[1:] == 1 / 16).all(), "and gets time to prove itself"
 
 
-def test_codes_in_use_stay_where_they_are():
+def test_training_codes_in_use_stay_where_they_are():
+    """Codes in use stay where they are."""
     codebook = torch.rand(16, 3, generator=torch.Generator().manual_seed(1))
     before = codebook.clone()
     revival = CodeRevival(16, every=10)
@@ -110,7 +112,8 @@ def test_codes_in_use_stay_where_they_are():
     assert torch.equal(codebook, before)
 
 
-def test_later_revivals_are_a_few_at_a_time():
+def test_training_later_revivals_are_a_few_at_a_time():
+    """Later revivals are a few at a time."""
     codebook = torch.zeros(32, 3)
     revival = CodeRevival(32, every=5)
     revival.observe(torch.zeros(4, dtype=torch.long), torch.ones(4, 3))
@@ -118,7 +121,8 @@ def test_later_revivals_are_a_few_at_a_time():
     assert codebook.any(1).sum() == 2
 
 
-def test_dead_codes_of_a_trained_base_are_used_again():
+def test_training_dead_codes_of_a_trained_base_are_used_again():
+    """Dead codes of a trained base are used again."""
     trainer = trainer_of(BaseRecipe(quantize_from=0, learning_rate=1e-3, **common(steps=200)))
     with torch.no_grad():
         trainer.model.base.codebook.weight[1:] = 100.0  # nothing is near them
@@ -150,17 +154,20 @@ def golden_recipe(stage: str) -> Recipe:
 
 
 @pytest.mark.parametrize("stage", list(GOLDEN))
-def test_the_first_ten_losses_are_what_they_were(stage):
+def test_training_first_ten_losses_are_what_they_were(stage):
+    """The first ten losses are what they were."""
     assert losses_of(trainer_of(golden_recipe(stage)), 10) == pytest.approx(GOLDEN[stage], rel=2e-3)
 
 
 @pytest.mark.parametrize("quantize_from", [0, 300])
-def test_the_base_learns_eight_images(quantize_from):
+def test_training_base_learns_eight_images(quantize_from):
+    """The base learns eight images."""
     losses = losses_of(trainer_of(BaseRecipe(quantize_from=quantize_from, learning_rate=3e-3, **common(steps=25))), 20)
     assert sum(losses[-3:]) / 3 < 0.7 * losses[0]
 
 
-def test_a_kl_base_learns_eight_images():
+def test_training_kl_base_learns_eight_images():
+    """A KL base learns eight images."""
     config = dataclasses.replace(
         WITHOUT_HALTING, base=KLConfig(channels=(32, 32), blocks=1, latent_dim=4), codebook_size=None
     )
@@ -172,7 +179,8 @@ def test_a_kl_base_learns_eight_images():
     assert sum(losses[-3:]) / 3 < 0.7 * losses[0]
 
 
-def test_the_distillation_learns_eight_images_and_leaves_the_base_alone():
+def test_distillation_learns_eight_images():
+    """The distillation learns eight images and leaves the base alone."""
     trainer = trainer_of(DistillRecipe(pixel_weight=0.5, quantize_from=0, learning_rate=3e-3, **common(steps=40)))
     before = copy.deepcopy(trainer.model)
     losses = losses_of(trainer, 35)
@@ -181,7 +189,8 @@ def test_the_distillation_learns_eight_images_and_leaves_the_base_alone():
     assert not same_state(trainer.model.encoder, before.encoder)
 
 
-def test_finetuning_trains_everything_but_the_base_codebook_and_takes_each_length_in_turn():
+def test_finetuning_trains_each_length_in_turn():
+    """Finetuning trains everything but the base codebook and takes each length in turn."""
     trainer = trainer_of(FinetuneRecipe(**common()), config=WITHOUT_HALTING)
     before = copy.deepcopy(trainer.model)
     names = [name for _ in range(5) for name in trainer.train_step(batch()) if name.startswith("l1_")]
@@ -192,7 +201,8 @@ def test_finetuning_trains_everything_but_the_base_codebook_and_takes_each_lengt
     assert same == ["base.codebook.weight", "encoder.mask_token"], "which nothing asks for without halting"
 
 
-def test_the_base_objective_trains_the_base_only():
+def test_training_base_objective_trains_the_base_only():
+    """The base objective trains the base only."""
     trainer = trainer_of(BaseRecipe(**common()))
     before = copy.deepcopy(trainer.model)
     losses_of(trainer, 1)
@@ -201,7 +211,8 @@ def test_the_base_objective_trains_the_base_only():
     assert not same_state(trainer.model.base, before.base)
 
 
-def test_a_sampled_depth_reaches_every_depth_and_supervises_no_more_than_asked():
+def test_sampled_depth_reaches_every_depth():
+    """A sampled depth reaches every depth and supervises no more than asked."""
     model = fresh()
     objective = DistillObjective(model, DistillRecipe(sample_depth=True, grad_iterations=2, **common()))
     generator = torch.Generator().manual_seed(0)
@@ -210,7 +221,8 @@ def test_a_sampled_depth_reaches_every_depth_and_supervises_no_more_than_asked()
     assert {len(some) for some in chosen} == {1, 2}
 
 
-def test_the_perceptual_loss_is_no_part_of_what_is_trained_or_kept():
+def test_perceptual_loss_is_neither_trained_nor_stored():
+    """The perceptual loss is no part of what is trained or kept."""
     config = dataclasses.replace(WITHOUT_HALTING, image_size=16)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -226,7 +238,8 @@ def test_the_perceptual_loss_is_no_part_of_what_is_trained_or_kept():
 # ---------------------------------------------------------------- the adversary
 
 
-def test_both_sides_step_on_schedule_each_with_its_own_optimizer():
+def test_adversarial_optimizers_step_on_schedule():
+    """Both sides step on schedule each with its own optimizer."""
     recipe = FinetuneRecipe(gan_from=3, **common(), **GAN)
     trainer = trainer_of(recipe, config=WITHOUT_HALTING)
     adversary = trainer.objective.adversary
@@ -245,7 +258,8 @@ def test_both_sides_step_on_schedule_each_with_its_own_optimizer():
     assert moved == [(True, False)] * 3 + [(True, True)] * 3
 
 
-def test_the_generators_turn_leaves_no_gradient_in_the_discriminator():
+def test_generator_step_leaves_the_discriminator_alone():
+    """The generator's turn leaves no gradient in the discriminator."""
     recipe = FinetuneRecipe(gan_from=0, **common(), **GAN)
     trainer = trainer_of(recipe, config=WITHOUT_HALTING)
     adversary = trainer.objective.adversary
@@ -258,7 +272,8 @@ def test_the_generators_turn_leaves_no_gradient_in_the_discriminator():
     assert all(grad is not None for grad in grads)
 
 
-def test_the_discriminator_learns_to_tell_photographs_from_noise():
+def test_discriminator_learns_to_tell_images_from_noise():
+    """The discriminator learns to tell images from noise."""
     torch.manual_seed(0)
     discriminator = PatchDiscriminator(lengths=4, width=16, layers=2)
     optimizer = torch.optim.AdamW(discriminator.parameters(), lr=2e-3)
@@ -276,7 +291,8 @@ def test_the_discriminator_learns_to_tell_photographs_from_noise():
     assert discriminator(fake, 1).mean() < -0.5
 
 
-def test_a_discriminator_knows_the_length_and_has_no_batch_statistics():
+def test_discriminator_knows_the_length():
+    """A discriminator knows the length and has no batch statistics."""
     torch.manual_seed(0)
     images = images_u8() / 255
     for discriminator in (PatchDiscriminator(4, width=8, layers=2), DiscriminatorPerLength(4, width=8, layers=2)):
@@ -285,7 +301,8 @@ def test_a_discriminator_knows_the_length_and_has_no_batch_statistics():
         assert not list(discriminator.buffers())
 
 
-def test_the_adaptive_weight_balances_the_two_pulls_on_the_last_layer():
+def test_adaptive_weight_balances_both_gradients():
+    """The adaptive weight balances the two pulls on the last layer."""
     layer = torch.ones(3, requires_grad=True)
     weight = adaptive_weight((layer * 6).sum(), (layer * 2).sum(), layer)
     assert float(weight) == pytest.approx(3, rel=1e-3)
@@ -294,7 +311,8 @@ def test_the_adaptive_weight_balances_the_two_pulls_on_the_last_layer():
 # ---------------------------------------------------------------- one step
 
 
-def test_a_share_in_parts_is_the_same_step():
+def test_training_share_in_parts_is_the_same_step():
+    """A share in parts is the same step."""
     whole = trainer_of(DistillRecipe(quantize_from=0, **common()), config=WITHOUT_HALTING)
     parts = trainer_of(DistillRecipe(quantize_from=0, **common(accumulate=4)), config=WITHOUT_HALTING)
     for trainer in (whole, parts):
@@ -303,7 +321,8 @@ def test_a_share_in_parts_is_the_same_step():
     assert losses_of(parts, 3) == pytest.approx(losses_of(whole, 3), rel=2e-2)
 
 
-def test_recomputed_activations_give_the_same_step():
+def test_training_recomputed_activations_give_the_same_step():
+    """Recomputed activations give the same step."""
     kept = trainer_of(DistillRecipe(quantize_from=0, **common()))
     recomputed = trainer_of(DistillRecipe(quantize_from=0, **common(recompute=True)))
     assert losses_of(kept, 3) == pytest.approx(losses_of(recomputed, 3), rel=1e-5)
@@ -317,7 +336,8 @@ class Poisoned(DistillObjective):
         return found if step == 0 else found._replace(total=found.total * float("nan"))
 
 
-def test_a_loss_that_is_not_finite_stops_before_anything_is_updated_and_names_the_images():
+def test_training_stops_at_a_loss_that_is_not_finite():
+    """A loss that is not finite stops before anything is updated and names the images."""
     model, recipe = fresh(), DistillRecipe(**common())
     trainer = Trainer(model, Poisoned(model, recipe), recipe)
     trainer.train_step(batch())
@@ -334,7 +354,8 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_updated_and_names_th
     assert after["step"] == 1
 
 
-def test_the_average_is_of_the_trained_weights_and_decodes():
+def test_training_average_is_of_the_trained_weights_and_decodes():
+    """The average is of the trained weights and decodes."""
     trainer = trainer_of(FinetuneRecipe(learning_rate=1e-2, **common()), config=WITHOUT_HALTING)
     start = copy.deepcopy(trainer.model)
     losses_of(trainer, 3)
@@ -387,7 +408,8 @@ def with_revivals(trainer: Trainer) -> Trainer:
 
 
 @pytest.mark.parametrize("recipe", EVERYTHING, ids=list(RECIPES))
-def test_a_run_that_was_killed_ends_bitwise_as_an_undisturbed_one(tmp_path, recipe):
+def test_training_resumes_bitwise_from_a_checkpoint(tmp_path, recipe):
+    """A run that was killed ends bitwise as an undisturbed one."""
     undisturbed = with_revivals(trainer_of(recipe))
     run = run_of(tmp_path / "whole", recipe)
     run.resume(undisturbed)
@@ -419,7 +441,8 @@ def test_a_run_that_was_killed_ends_bitwise_as_an_undisturbed_one(tmp_path, reci
     assert steps == sorted(set(steps)), "no line twice"
 
 
-def test_a_run_writes_its_settings_log_pictures_board_and_weights(tmp_path):
+def test_training_writes_settings_log_images_and_weights(tmp_path):
+    """A run writes its settings log images board and weights."""
     recipe = FinetuneRecipe(**common(log_every=2, validate_every=3, checkpoint_every=6))
     trainer, said = trainer_of(recipe, config=WITHOUT_HALTING), []
     run = run_of(tmp_path, recipe, said, validation_images=images_u8(), criterion="l1:0.2", half=True)
@@ -442,7 +465,8 @@ def test_a_run_writes_its_settings_log_pictures_board_and_weights(tmp_path):
     assert saved == [pytest.approx(sum(validated[f"val_l1_{n}"] for n in (4, 8, 12, 16)) / 4, abs=1e-5)]
 
 
-def test_images_that_cannot_be_decoded_are_told_of_once_and_kept_in_a_file(tmp_path):
+def test_training_reports_undecodable_images_once(tmp_path):
+    """Images that cannot be decoded are reported once and kept in a file."""
     recipe = BaseRecipe(**common(steps=3))
     trainer, said = trainer_of(recipe), []
     run = run_of(tmp_path, recipe, said)
@@ -469,14 +493,16 @@ def checkpoint_of(folder: Path, recipe: Recipe) -> None:
         ({"halting": "off"}, "the checkpoint's model has halting='sampled', this run asks for 'off'"),
     ],
 )
-def test_a_checkpoint_of_another_model_is_refused_naming_the_field(tmp_path, changes, expected):
+def test_training_refuses_a_checkpoint_of_another_model(tmp_path, changes, expected):
+    """A checkpoint of another model is refused naming the field."""
     recipe = DistillRecipe(**common())
     checkpoint_of(tmp_path, recipe)
     with pytest.raises(TrainingError, match=expected):
         run_of(tmp_path, recipe).resume(trainer_of(recipe, config=dataclasses.replace(TINY, **changes)))
 
 
-def test_a_checkpoint_of_another_recipe_stage_or_data_is_refused_naming_the_field(tmp_path):
+def test_training_refuses_a_checkpoint_of_another_recipe(tmp_path):
+    """A checkpoint of another recipe stage or data is refused naming the field."""
     checkpoint_of(tmp_path, DistillRecipe(**common()))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
     other = DistillRecipe(**common(learning_rate=0.5))
@@ -491,7 +517,8 @@ def test_a_checkpoint_of_another_recipe_stage_or_data_is_refused_naming_the_fiel
     assert {path: path.read_bytes() for path in before} == before, "nothing is overwritten"
 
 
-def test_more_steps_and_other_intervals_go_on_from_the_same_checkpoint(tmp_path):
+def test_training_resumes_with_more_steps(tmp_path):
+    """More steps and other intervals resume from the same checkpoint."""
     checkpoint_of(tmp_path, DistillRecipe(**common()))
     longer = DistillRecipe(**common(steps=9, log_every=3, keep=5, accumulate=2))
     trainer, said = trainer_of(longer), []
@@ -499,7 +526,8 @@ def test_more_steps_and_other_intervals_go_on_from_the_same_checkpoint(tmp_path)
     assert Message(text="resuming at step 0") in said
 
 
-def test_data_that_ends_too_early_is_a_sentence(tmp_path):
+def test_training_data_that_ends_too_early_is_a_sentence(tmp_path):
+    """Data that ends too early is a sentence."""
     recipe = BaseRecipe(**common())
     trainer, run = trainer_of(recipe), run_of(tmp_path, recipe)
     run.resume(trainer)
@@ -510,7 +538,8 @@ def test_data_that_ends_too_early_is_a_sentence(tmp_path):
 # ---------------------------------------------------------------- recipes
 
 
-def test_the_learning_rate_warms_up_and_falls_to_zero():
+def test_training_learning_rate_warms_up_and_falls_to_zero():
+    """The learning rate warms up and falls to zero."""
     recipe = Recipe(steps=100, warmup=10)
     rates = [recipe.rate(step) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)
@@ -536,13 +565,15 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
     ],
 )
 @pytest.mark.unchecked
-def test_a_recipe_that_cannot_be_is_refused_with_the_value(changes, sentence):
+def test_recipe_refuses_impossible_values(changes, sentence):
+    """A recipe that cannot be is refused with the value."""
     with pytest.raises(ConfigError, match=sentence):
         recipe_from("distill", "nano", changes)
 
 
 @pytest.mark.parametrize("stage", list(RECIPES))
-def test_every_model_preset_has_a_recipe_for_every_stage(stage):
+def test_training_model_preset_has_a_recipe_for_every_stage(stage):
+    """Every model preset has a recipe for every stage."""
     assert all(isinstance(recipe_from(stage, preset), RECIPES[stage]) for preset in PRESETS)
     assert recipe_from(stage, "nano", {"steps": 7, "learning_rate": 1}).learning_rate == 1.0
 
@@ -550,7 +581,8 @@ def test_every_model_preset_has_a_recipe_for_every_stage(stage):
 # ---------------------------------------------------------------- cost
 
 
-def test_the_cost_counts_parameters_exactly_and_computes_nothing():
+def test_cost_counts_parameters_exactly():
+    """The cost counts parameters exactly and computes nothing."""
     recipe = FinetuneRecipe(**common(), **GAN)
     model = fresh(config=WITHOUT_HALTING)
     objective = objective_for(model, recipe)
@@ -595,7 +627,8 @@ def concentration(model: Alit) -> float:
     return quarters.diagonal(dim1=1, dim2=2).mean().item()
 
 
-def test_local_initial_values_make_each_latent_look_near_its_place():
+def test_initialization_makes_latents_attend_locally():
+    """Local initial values make each latent look near its place."""
     config = dataclasses.replace(TINY, width=128, heads=4, halting="off")
     local, published = fresh(config=config), fresh(config=config)
     initialize_locally(local, torch.Generator().manual_seed(0))
@@ -605,7 +638,8 @@ def test_local_initial_values_make_each_latent_look_near_its_place():
     assert concentration(published) == pytest.approx(0.25, abs=0.05)
 
 
-def test_local_initial_values_follow_the_generator_and_stay_trainable():
+def test_initialization_follows_the_generator():
+    """Local initial values follow the generator and stay trainable."""
     one, two = fresh(), fresh()
     for model in (one, two):
         initialize_locally(model, torch.Generator().manual_seed(0))
