@@ -6,7 +6,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +24,7 @@ from jobs.evaluation.command import evaluate
 from jobs.gallery.command import show
 from jobs.submission.command import run_submit, submit
 from jobs.tokenization.command import estimate, tokenize
-from jobs.training.command import train, train_commands
+from jobs.training.command import train_command
 
 
 def serve(
@@ -67,20 +67,32 @@ def demo(folder: Positional[Annotated[str, arg(metavar="[FOLDER]")]] = "demo", /
     run(Path(folder), Console(stderr=True))
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {
-    "tokenize": tokenize,
-    "verify": verify,
-    "show": show,
-    "convert": convert,
-    "train": train,
-    "evaluate": evaluate,
-    "benchmark": benchmark,
-    "estimate": estimate,
-    "submit": submit,
-    "serve": serve,
-    "demo": demo,
-}
+def commands(arguments: Sequence[str]) -> dict[str, Callable[..., Any]]:
+    """Returns the sub-commands by name.
 
+    Args:
+        arguments: The command line, which the defaults of `train` depend on.
+
+    Raises:
+        AlitError: The defaults cannot be determined.
+    """
+    return {
+        "tokenize": tokenize,
+        "verify": verify,
+        "show": show,
+        "convert": convert,
+        "train": train_command(arguments),
+        "evaluate": evaluate,
+        "benchmark": benchmark,
+        "estimate": estimate,
+        "submit": submit,
+        "serve": serve,
+        "demo": demo,
+    }
+
+
+COMMANDS = tuple(commands([]))
+"""The names of the sub-commands."""
 
 NOT_SUBMITTED = ("submit", "serve", "demo")
 """Commands that run on this machine only."""
@@ -117,13 +129,11 @@ def main(arguments: list[str] | None = None) -> None:
         if arguments[:1] == ["submit"]:
             run_submit(arguments[1:], [name for name in COMMANDS if name not in NOT_SUBMITTED])
             return
-        if arguments[:1] == ["train"]:
-            tyro.extras.subcommand_cli_from_dict(
-                train_commands(arguments[1:]), args=arguments[1:], prog="alit train", description=train.__doc__
-            )
-            return
         tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, args=arguments, prog="alit", description="Images into adaptive-length token datasets, and back."
+            commands(arguments),
+            args=arguments,
+            prog="alit",
+            description="Images into adaptive-length token datasets, and back.",
         )
     except AlitError as error:
         print(f"alit: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Options of `alit train` beside the recipe."""
+"""Options of `alit train` other than the recipe."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from alit.errors import ConfigError
 from alit.model.config import Halting
@@ -14,28 +14,42 @@ from alit.training.recipes import Recipe, Stage, recipe_from
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainOptions:
-    """What `alit train` takes beside the recipe.
+class DefaultsOptions:
+    """The options that determine the defaults of all others.
 
     Attributes:
-        preset: the model where there is no --init, and the recipe's defaults.
-        config: a TOML file with any of these options and of the recipe's fields; the command line wins.
-        init: a weights folder to start from; distill needs a trained base, finetune distilled weights.
-        validation: images to validate on; none when not given.
-        validation_images: how many of them at most.
-        image_column: the Parquet column with the images' bytes.
-        halting: the dynamic halting mask of the weights to be; as it is when not given.
-        criterion: the default criterion of the weights to be.
-        half: store the weights in float16.
-        workers: how many train together: a number, or a range such as 1:4 to take as many as there is room for.
-        threads: CPU threads, and logical CPUs, per worker; all of a machine's CPUs shared out when not given.
-        gpus: whether each takes a GPU; auto goes by whether the cluster has any now, which one that scales up may not.
-        labels: where workers run, by the nodes' labels, such as --labels tier=gpu.
-        patience: seconds to wait for a cluster to have room for the fewest workers.
+        preset: The model's preset, which also determines the recipe's defaults.
+        config: A TOML file of options and of fields of the recipe.
+    """
+
+    preset: str | None = None
+    config: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainOptions:
+    """Options of `alit train` that are not hyperparameters.
+
+    Attributes:
+        preset: The model's preset, unless --init is given, and the recipe's defaults.
+        config: A TOML file with any of these options and of the recipe's fields; the command line takes precedence.
+        init: A weights folder to start from; distill needs a trained base, finetune distilled weights.
+        validation: Images to validate on; no validation when not given.
+        validation_images: Maximum number of validation images.
+        image_column: The Parquet column with the images' bytes.
+        halting: Dynamic halting mask of the exported weights; unchanged when not given.
+        criterion: Default criterion of the exported weights; unchanged when not given.
+        half: Store the weights in float16.
+        workers: Number of workers that train together, or a range such as 1:4 for as many as there is room for.
+        threads: CPU threads, and logical CPUs, per worker; a machine's CPUs are divided equally when not given.
+        gpus: Whether each worker takes a GPU; auto decides by whether the cluster has a GPU now, which a cluster that
+            scales up may not have yet.
+        labels: Labels of the nodes that workers run on, such as --labels tier=gpu.
+        patience: Seconds to wait for a cluster to have room for the smallest number of workers.
         vgg: VGG16 in torchvision's layout, for the perceptual loss.
-        lpips: the heads of LPIPS for VGG, for the same.
-        ray: train on Ray; with --no-ray in this process alone.
-        dry_run: print the plan, the parameters and the memory, and stop.
+        lpips: The heads of LPIPS for VGG, for the perceptual loss.
+        ray: Train on Ray; --no-ray trains in this process alone.
+        dry_run: Print the plan, the number of parameters and the memory, and stop.
     """
 
     preset: str = "nano"
@@ -58,37 +72,52 @@ class TrainOptions:
     dry_run: bool = False
 
 
-def defaults(stage: Stage, preset: str | None, config: Path | None) -> tuple[TrainOptions, Recipe]:
-    """Options and recipe before the command line's own: the preset's, changed by the TOML file's.
+COUNTS = ("validation_images", "threads")
+"""Options that are numbers of something, from 1."""
+
+_TOML_TYPES: dict[str, type] = dict.fromkeys(COUNTS, int) | {"labels": list, "patience": float}
+"""Types of options in a TOML file that are neither booleans nor strings."""
+
+
+class StageDefaults(NamedTuple):
+    """The values of a stage's options where the command line has none."""
+
+    options: TrainOptions
+    recipe: Recipe
+
+
+def stage_defaults(stage: Stage, source: DefaultsOptions) -> StageDefaults:
+    """Returns the preset's defaults, changed by the TOML file.
+
+    Args:
+        stage: The training stage.
+        source: The preset and the TOML file of the command line; the file may name the preset instead.
 
     Raises:
-        ConfigError: the file cannot be read, or has an unknown field or an impossible value.
+        ConfigError: The preset does not exist, or the file cannot be read or has an unknown field or an invalid value.
     """
     changes: dict[str, Any] = {}
-    if config is not None:
+    if source.config is not None:
         try:
-            changes = tomllib.loads(config.read_text())
+            changes = tomllib.loads(source.config.read_text())
         except (OSError, ValueError) as error:
-            raise ConfigError(f"--config {str(config)!r} cannot be read as TOML: {error}") from error
-    known = {field.name: field for field in dataclasses.fields(TrainOptions)}
-    given: dict[str, Any] = {name: changes.pop(name) for name in list(changes) if name in known}
-    for name, value in given.items():
-        wanted = _KINDS.get(name, bool if isinstance(known[name].default, bool) else str)
-        if type(value) is not wanted:
-            raise ConfigError(f"--config: {name} must be {wanted.__name__}, got {value!r}")
-        if name == "gpus" and value not in ("auto", "on", "off"):
-            raise ConfigError(f"--config: gpus must be auto, on or off, got {value!r}")
-        if wanted is list:
-            given[name] = tuple(map(str, value))
-        if name in ("vgg", "lpips"):
-            given[name] = Path(str(value))
-    if preset is not None:
-        given["preset"] = preset
-    options = dataclasses.replace(TrainOptions(config=config), **given)
-    return options, recipe_from(stage, options.preset, changes)
+            raise ConfigError(f"--config {str(source.config)!r} cannot be read as TOML: {error}") from error
+    fields = {field.name: field for field in dataclasses.fields(TrainOptions)}
+    names = [name for name in changes if name in fields]
+    values = {name: _option_from_toml(fields[name], changes.pop(name)) for name in names}
+    if source.preset is not None:
+        values["preset"] = source.preset
+    options = dataclasses.replace(TrainOptions(config=source.config), **values)
+    return StageDefaults(options, recipe_from(stage, options.preset, changes))
 
 
-COUNTS = ("validation_images", "threads")
-
-
-_KINDS = dict.fromkeys(COUNTS, int) | {"labels": list, "patience": float}
+def _option_from_toml(field: dataclasses.Field[Any], value: Any) -> Any:
+    """Checks the type of an option's value from a TOML file, and converts it to the option's own."""
+    expected = _TOML_TYPES.get(field.name, bool if isinstance(field.default, bool) else str)
+    if type(value) is not expected:
+        raise ConfigError(f"--config: {field.name} must be {expected.__name__}, got {value!r}")
+    if field.name == "gpus" and value not in ("auto", "on", "off"):
+        raise ConfigError(f"--config: gpus must be auto, on or off, got {value!r}")
+    if isinstance(value, list):
+        return tuple(map(str, value))
+    return Path(value) if field.name in ("vgg", "lpips") else value
