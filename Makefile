@@ -10,7 +10,7 @@ INSTALLED := .venv/.installed
 UNFINISHED := .venv/.unfinished
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow soak load hosts check docs clean
+.PHONY: help demo test numeric slow soak load hosts check docs clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -22,6 +22,10 @@ demo: $(INSTALLED) ## tokenize real photographs with the packaged weights, into 
 test: $(INSTALLED) ## run the tests, in two processes; ARGS="-k name" passes options on to pytest
 	@echo "test: pytest -n $(PROCESSES) $(ARGS)"
 	@$(PY) -m pytest -n $(PROCESSES) --no-loadscope-reorder $(ARGS)
+
+numeric: $(INSTALLED) ## run the tests of the library with the kernels of other machines: AVX2, one thread
+	@echo "numeric: pytest -n $(PROCESSES) tests/alit $(ARGS)"
+	@ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(PROCESSES) --no-loadscope-reorder tests/alit $(ARGS)
 
 slow: $(INSTALLED) ## run the tests that take minutes: training that learns, a cluster whose nodes come and go
 	@echo "slow: pytest -m slow $(ARGS)"

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from alit.errors import ConfigError, WeightsError
+from alit.precision import upcast
 
 CONVOLUTIONS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Widths of VGG16's convolutions, by stage; stages are separated by max pooling."""
@@ -124,12 +125,12 @@ class Perceptual(nn.Module):
         return distance_B
 
     def _scaled(self, images_BCHW: Tensor) -> Tensor:
-        return (2 * images_BCHW.float() - 1 - self.shift_C11) / self.scale_C11
+        return (2 * upcast(images_BCHW) - 1 - self.shift_C11) / self.scale_C11
 
 
 def _normalized(features_BChw: Tensor) -> Tensor:
     """Normalises each position's features to length 1, in fp32; zeros stay zeros."""
-    features_BChw = features_BChw.float()
+    features_BChw = upcast(features_BChw)
     return features_BChw / (torch.linalg.vector_norm(features_BChw, dim=1, keepdim=True) + EPSILON)
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from alit.model.layers import full_precision, upcast
+from alit.precision import full_precision, upcast
 
 
 class Quantized(NamedTuple):

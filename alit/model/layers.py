@@ -5,24 +5,12 @@ Shapes: B batch, S sequence, D width, H heads.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-
-
-def full_precision(x: Tensor) -> AbstractContextManager[object]:
-    """Returns a context without autocast on the device of `x`: the nearest of many codes must be found in fp32."""
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
-
-
-def upcast(x: Tensor) -> Tensor:
-    """Returns a tensor in float32, or in float64 if it has that precision already."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 class Attention(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from alit.model.base import BaseTokens
 from alit.model.config import CodeMixing, VQGANConfig
-from alit.model.layers import full_precision, upcast
+from alit.precision import full_precision, upcast
 
 
 def _norm(groups: int, channels: int) -> nn.GroupNorm:

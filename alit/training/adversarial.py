@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from alit.model.layers import upcast
+from alit.precision import upcast
 from alit.training import distributed
 
 

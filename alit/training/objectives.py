@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from alit.metrics.lpips import Perceptual
 from alit.model.base import BaseTokens
 from alit.model.kl import KL
-from alit.model.layers import upcast
 from alit.model.vqgan import VQGAN
+from alit.precision import upcast
 from alit.tokenizer import Alit
 from alit.training import distributed
 from alit.training.adversarial import Adversary, DiscriminatorPerLength, PatchDiscriminator

@@ -17,7 +17,7 @@ import ray
 import yaml
 from clusters import build
 from jsonschema import Draft7Validator, Draft202012Validator
-from paths import CLUSTER, SHARED
+from paths import CLUSTER, ROOT, SHARED
 from ray.serve.schema import ServeDeploySchema
 
 from jobs import cli
@@ -174,7 +174,7 @@ def test_entrypoints_are_valid_commands(overlay: str, monkeypatch: pytest.Monkey
 
 def test_runbook_commands_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command of the runbook is accepted by the CLI and runs exactly one job."""
-    text = (CLUSTER / "README.md").read_text()
+    text = (ROOT / "docs" / "cluster.md").read_text()
     found = [line.split("#")[0] for line in re.findall(r"^alit .*$|(?<=`)alit [^`]* [^`]*(?=`)", text, re.MULTILINE)]
     found = [words for words in map(str.split, found) if len(words) > 2]
     assert {tuple(words[1:3]) for words in found} >= {("submit", "tokenize"), ("estimate", "tokenize")}
