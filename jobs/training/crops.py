@@ -1,4 +1,4 @@
-"""The crops of training steps: bytes to pixels, without Ray.
+"""Random crops for training steps, decoded without Ray.
 
 Shapes: S side in pixels.
 """
@@ -20,21 +20,31 @@ from jobs.sources.records import Row, Rows, Source
 from jobs.training.feed import Feed
 
 READERS = 16
-"""Files that a task reads side by side: it waits for storage meanwhile."""
+"""Files that a task reads concurrently, to hide the latency of storage."""
 
 
 class Cropped(NamedTuple):
-    """Images of one step."""
+    """The crops of one worker's share of a step."""
 
     pixels: np.ndarray
     """uint8 [n, S, S, 3]."""
     ids: list[str]
+    """Ids of the images, in the order of the pixels."""
     rejects: list[tuple[str, str, str]]
+    """Id, reason and message of images that cannot be decoded and were replaced by others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cropper:
-    """All that it takes to turn given images into a step's crops; small, unlike a feed, whose plan lists them all."""
+    """Reads and crops the images of training steps; small when pickled, unlike a feed, whose plan lists all images.
+
+    Attributes:
+        source: The input.
+        size: Side of the crops in pixels.
+        batch_size: Images per step, over all workers.
+        seed: Seed of the crops.
+        limits: Limits on the size of one image.
+    """
 
     source: Source
     size: int
@@ -43,40 +53,56 @@ class Cropper:
     limits: Limits
 
     def read(self, first_step: int, images: list[Row]) -> Iterator[tuple[int, Rows]]:
-        """The bytes of successive steps, each with its number; of Parquet they are read all at once."""
-        at_once = len(images) if self.source.sliced else self.batch_size
+        """Reads the images of successive steps.
+
+        Args:
+            first_step: Number of the first step.
+            images: The images of all these steps; those of a Parquet file are read together.
+
+        Yields:
+            The number of each step, with the bytes of its images.
+        """
+        group = len(images) if self.source.sliced else self.batch_size
         with ThreadPoolExecutor(READERS) as pool:
-            for start in range(0, len(images), at_once):
-                rows = read_rows(self.source, images[start : start + at_once], self.limits.max_bytes, pool)
+            for start in range(0, len(images), group):
+                rows = read_rows(self.source, images[start : start + group], self.limits.max_bytes, pool)
                 yield from enumerate(rows.slices(self.batch_size), first_step + start // self.batch_size)
 
     def crop(self, step: int, rows: Rows, places: range) -> Cropped:
-        """The crops in some places of a step, whose images are `rows`.
+        """Decodes and crops the images of one worker's share of a step.
+
+        An image that cannot be decoded is replaced by the next one of the step.
+
+        Args:
+            step: Number of the step.
+            rows: The images of the whole step.
+            places: The places of the step that are the worker's.
 
         Raises:
-            TrainingError: none of the step's images can be decoded.
+            TrainingError: None of the step's images can be decoded.
         """
         pixels = np.empty((len(places), self.size, self.size, 3), np.uint8)
         ids: list[str] = []
-        bad: dict[int, tuple[str, str]] = {}
+        failures: dict[int, tuple[str, str]] = {}
         for i, place in enumerate(places):
             for image in (*range(place, self.batch_size), *range(place)):
-                if image in bad:
+                if image in failures:
                     continue
-                found = self._crop(rows, image, crop_randomness(self.seed, step, place))
-                if isinstance(found, np.ndarray):
-                    pixels[i] = found
+                crop = self._crop(rows, image, crop_randomness(self.seed, step, place))
+                if isinstance(crop, np.ndarray):
+                    pixels[i] = crop
                     ids.append(rows.ids[image])
                     break
-                bad[image] = found
+                failures[image] = crop
             else:
                 raise TrainingError(
                     f"none of the {self.batch_size} images of step {step} can be decoded; "
-                    f"the first one, {rows.ids[0]!r}: {bad[0][1]}"
+                    f"the first one, {rows.ids[0]!r}: {failures[0][1]}"
                 )
-        return Cropped(pixels, ids, [(rows.ids[place], *bad[place]) for place in places if place in bad])
+        return Cropped(pixels, ids, [(rows.ids[place], *failures[place]) for place in places if place in failures])
 
     def _crop(self, rows: Rows, image: int, random: np.random.Generator) -> np.ndarray | tuple[str, str]:
+        """Returns the crop of one image, or the reason and the message why it cannot be decoded."""
         if (data := rows.data[image]) is None:
             return "unreadable", rows.errors[image] or "there are no bytes"
         try:
@@ -86,12 +112,17 @@ class Cropper:
 
 
 def make_cropper(feed: Feed) -> Cropper:
+    """Returns the cropper of a feed."""
     source, limits = feed.plan.source, feed.limits
     return Cropper(source=source, size=feed.size, batch_size=feed.batch_size, seed=feed.seed, limits=limits)
 
 
 def worker_share(batch_size: int, worker: int, workers: int) -> range:
-    """The places of a step that are one worker's."""
+    """Returns the places of a step that are one worker's share.
+
+    Raises:
+        TrainingError: The batch cannot be divided equally among the workers.
+    """
     share, rest = divmod(batch_size, workers)
     if rest:
         raise TrainingError(

@@ -12,18 +12,26 @@ from jobs.training.crops import make_cropper, worker_share
 from jobs.training.feed import Feed
 
 AHEAD = 4
-"""Steps that are read, or made, before they are asked for."""
+"""Steps that are prepared before they are needed."""
 
 
 def local_batches(
     feed: Feed, first_step: int, last_step: int, *, worker: int = 0, workers: int = 1, threads: int = 2
 ) -> Iterator[TrainingBatch]:
-    """A worker's share of steps `first_step` to `last_step - 1`, decoded ahead in threads of this process, without Ray.
+    """Yields a worker's share of the batches, decoded ahead in threads of this process.
 
-    The same, bit for bit, as `shared_batches` gives. Each worker reads the bytes of all shares.
+    The batches are those of `shared_batches`, bit for bit. Each worker reads the bytes of all shares.
+
+    Args:
+        feed: The training images.
+        first_step: The first step.
+        last_step: The step after the last one.
+        worker: Number of the worker, from 0.
+        workers: Number of workers.
+        threads: Number of threads that decode.
 
     Raises:
-        TrainingError: the batch cannot be shared equally, or none of a step's images can be decoded.
+        TrainingError: The batch cannot be divided equally, or none of a step's images can be decoded.
     """
     places, cropper, order = worker_share(feed.batch_size, worker, workers), make_cropper(feed), feed.order()
     with ThreadPoolExecutor(threads) as pool:

@@ -1,6 +1,6 @@
-"""The training data feed on Ray Data: crops made on any CPU of the cluster.
+"""The training data feed on Ray Data, which decodes and crops images on any CPU of the cluster.
 
-A chunk of the feed's order is what is read at once and what one Ray task does.
+A chunk of the feed's order is read at once, and is one task of Ray.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from jobs.training.feed import Feed
 from jobs.training.local_feed import AHEAD
 
 ROW_BYTES = 4 * 1024**2
-"""Pixels of one worker that travel together, about: each of Ray's blocks costs some 20 ms of computing."""
+"""Approximate size of the pixels that one worker receives at once; each block costs Ray some 20 ms of computing."""
 
 
 SEGMENT = 256
-"""Tasks per Ray dataset: starting one takes seconds, and so does naming all its images."""
+"""Tasks per Ray dataset; starting a dataset takes seconds, and so does listing all its images."""
 
 
 IMAGE_TIMEOUT = 600
@@ -39,13 +39,20 @@ IMAGE_TIMEOUT = 600
 
 @dataclass(frozen=True, slots=True)
 class CropStage:
-    """A task: rows that name the images of successive steps to rows of pixels, one per worker for every few steps."""
+    """Maps rows that name the images of successive steps to rows of pixels, one per worker for every few steps.
+
+    Attributes:
+        cropper: Reads and crops the images.
+        workers: Number of workers that train.
+        steps_per_row: Number of steps in a row of pixels.
+    """
 
     cropper: Cropper
     workers: int
     steps_per_row: int
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+        """Yields tables of one row each; the rows of a few steps are in the order of the workers."""
         shares = [worker_share(self.cropper.batch_size, worker, self.workers) for worker in range(self.workers)]
         steps = (
             step
@@ -65,7 +72,7 @@ _REJECTS = pa.list_(pa.list_(pa.struct({"id": pa.string(), "reason": pa.string()
 
 
 def _row(step: int, worker: int, run: list[Cropped]) -> pa.Table:
-    """The crops of some steps as one cell, which Ray Data never splits."""
+    """Returns the crops of a few steps as one cell, which Ray Data never splits."""
     pixels = np.stack([cropped.pixels for cropped in run])
     ends = np.array([0, pixels.size])
     cell = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(ends), pa.py_buffer(pixels)])
@@ -82,7 +89,7 @@ def _row(step: int, worker: int, run: list[Cropped]) -> pa.Table:
 
 
 def _tasks(feed: Feed, first_step: int, last_step: int) -> list[list[StepRange]]:
-    """The tasks of one Ray dataset that starts with a step: a chunk each, or several where the epochs are shorter."""
+    """Returns the tasks of the Ray dataset that starts at a step: one chunk each, or several if epochs are shorter."""
     tasks: list[list[StepRange]] = [[]]
     order = feed.order()
     for part in order.step_ranges(first_step, last_step):
@@ -95,7 +102,7 @@ def _tasks(feed: Feed, first_step: int, last_step: int) -> list[list[StepRange]]
 
 
 def ray_shares(feed: Feed, tasks: list[list[StepRange]], workers: int) -> list[Any]:
-    """Ray Data's iterators over the rows of some tasks, one for each worker, to be consumed side by side."""
+    """Returns Ray Data's iterators over the rows of tasks, one per worker, which must be consumed concurrently."""
     import ray
     from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 
@@ -105,30 +112,30 @@ def ray_shares(feed: Feed, tasks: list[list[StepRange]], workers: int) -> list[A
     chunk_bytes = order.steps_per_chunk * step_bytes
     stage = CropStage(make_cropper(feed), workers, max(1, ROW_BYTES * workers // step_bytes))
     resources = ray.cluster_resources()
-    room = resources.get("object_store_memory", 0) / 2
-    side_by_side = min(len(tasks), max(2, int(min(resources.get("CPU", 1), room / chunk_bytes))))
+    memory = resources.get("object_store_memory", 0) / 2
+    concurrency = min(len(tasks), max(2, int(min(resources.get("CPU", 1), memory / chunk_bytes))))
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = 1  # every row is a block of its own
-    context.execution_no_progress_timeout_s = -1  # it would take a long validation for a hang; see IMAGE_TIMEOUT
-    context.execution_options.preserve_order = True  # which also makes the split go round the workers, row by row
+    context.execution_no_progress_timeout_s = -1  # a long validation is no hang; see IMAGE_TIMEOUT
+    context.execution_options.preserve_order = True  # the split then also assigns the rows to the workers in turn
     context.execution_options.resource_limits = ExecutionResources.for_limits(
-        object_store_memory=min(room, 2 * side_by_side * chunk_bytes)
+        object_store_memory=min(memory, 2 * concurrency * chunk_bytes)
     )
     with DataContext.current(context):
         dataset = ray.data.from_arrow([_task_table(feed, order, task) for task in tasks]).map_batches(
             stage,
             batch_size=None,
             batch_format="pyarrow",
-            num_cpus=0.25,  # so that they find room beside training workers; they are no more than there are CPUs
-            compute=TaskPoolStrategy(size=side_by_side),
+            num_cpus=0.25,  # they fit beside training workers; there are never more than CPUs
+            compute=TaskPoolStrategy(size=concurrency),
         )
         return [dataset.iterator()] if workers == 1 else dataset.streaming_split(workers, equal=False)
 
 
 def _task_table(feed: Feed, order: Order, task: list[StepRange]) -> pa.Table:
-    """One block, so one task: a row for each of its parts."""
+    """Returns one block, which becomes one task, with a row for each of its step ranges."""
     rows = []
     for part in task:
         images = feed.rows(order.images(part))
@@ -144,19 +151,23 @@ def _unwrapped_rows(batches: Any) -> Iterator[pa.Table]:
 def read_share(
     rows: Any, feed: Feed, tasks: list[list[StepRange]], *, worker: int, workers: int
 ) -> Iterator[TrainingBatch]:
-    """The batches of one of `ray_shares`."""
+    """Yields the batches of one of the iterators of `ray_shares`.
+
+    Raises:
+        TrainingError: Ray Data returns no images in time, or those of other steps, or none of a step can be decoded.
+    """
     shape = (-1, len(worker_share(feed.batch_size, worker, workers)), feed.size, feed.size, 3)
     step, last_step = tasks[0][0].first, tasks[-1][-1].last
     batches = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
     try:
         for row in _unwrapped_rows(batches):
-            found = row["step"][0].as_py(), row["worker"][0].as_py(), len(row)
-            if found != (step, worker, 1):
-                raise TrainingError(f"Ray Data gave worker {worker} {found} as (step, worker, rows) at step {step}")
+            actual = row["step"][0].as_py(), row["worker"][0].as_py(), len(row)
+            if actual != (step, worker, 1):
+                raise TrainingError(f"Ray Data gave worker {worker} {actual} as (step, worker, rows) at step {step}")
             pixels = np.frombuffer(row["pixels"][0].as_buffer(), np.uint8).reshape(shape)
             for images, ids, rejects in zip(pixels, row["ids"][0].as_py(), row["rejects"][0].as_py(), strict=True):
-                told = [(r["id"], r["reason"], r["message"]) for r in rejects]
-                yield TrainingBatch(to_tensor(images.copy()), ids, told)  # a copy, as the shared memory is read-only
+                reasons = [(r["id"], r["reason"], r["message"]) for r in rejects]
+                yield TrainingBatch(to_tensor(images.copy()), ids, reasons)  # a copy, as shared memory is read-only
                 step += 1
     except TimeoutError:
         raise TrainingError(
@@ -167,30 +178,34 @@ def read_share(
 
 
 class IteratorRegistry:
-    """An actor that hands every worker its share.
+    """An actor from which every worker fetches its iterator.
 
-    Train's broadcast would pickle the shares outside of Ray's sight, and their coordinators then never end.
+    Ray Train's broadcast would pickle the iterators without Ray's knowledge, and their coordinators would never end.
+
+    Args:
+        shares: The iterators of `ray_shares`, by worker.
     """
 
     def __init__(self, shares: list[Any]) -> None:
         self.shares = shares
 
     def share(self, worker: int) -> Any:
+        """Returns the iterator of a worker."""
         return self.shares[worker]
 
 
 def _fetch_share(shares: list[Any] | None, worker: int) -> Any:
-    """A worker's share of what worker 0 has made; all of them must ask."""
+    """Returns the iterator of a worker out of those that worker 0 has created; every worker must call it."""
     import ray
     from ray.train.collective import barrier, broadcast_from_rank_zero
 
     name = uuid.uuid4().hex
-    relay: Any = (
+    registry: Any = (
         ray.remote(num_cpus=0)(IteratorRegistry).options(name=name).remote(shares) if shares is not None else None
     )
     name = broadcast_from_rank_zero(name)
-    share = ray.get((relay or ray.get_actor(name)).share.remote(worker))
-    barrier()  # the relay goes when everyone has its share
+    share = ray.get((registry or ray.get_actor(name)).share.remote(worker))
+    barrier()  # the registry is deleted on return, so every worker must have its share by now
     return share
 
 
@@ -203,19 +218,26 @@ def _segments(feed: Feed, first_step: int, last_step: int) -> Iterator[list[list
 def shared_batches(
     feed: Feed, first_step: int, last_step: int, *, worker: int, workers: int
 ) -> Iterator[TrainingBatch]:
-    """A worker's share of steps `first_step` to `last_step - 1`, decoded by Ray Data anywhere in the cluster.
+    """Yields a worker's share of the batches, decoded by Ray Data anywhere in the cluster.
 
-    To be called by all workers of a Ray Train run, or by one process alone, in a session of Ray.
+    All workers of a Ray Train run must call it, or one process alone, in a session of Ray.
+
+    Args:
+        feed: The training images.
+        first_step: The first step.
+        last_step: The step after the last one.
+        worker: Number of the worker, from 0.
+        workers: Number of workers.
 
     Raises:
-        TrainingError: the batch cannot be shared equally, or none of a step's images can be decoded.
+        TrainingError: The batch cannot be divided equally, or none of a step's images can be decoded.
     """
     worker_share(feed.batch_size, worker, workers)
     segments = _segments(feed, first_step, last_step)
-    if worker == 0:  # the next one is made ready while the last one is used
-        made = prefetch(((tasks, ray_shares(feed, tasks, workers)) for tasks in segments), 1)
+    if worker == 0:  # the next dataset is prepared while the current one is read
+        segments_with_shares = prefetch(((tasks, ray_shares(feed, tasks, workers)) for tasks in segments), 1)
     else:
-        made = ((tasks, None) for tasks in segments)
-    for tasks, shares in made:
+        segments_with_shares = ((tasks, None) for tasks in segments)
+    for tasks, shares in segments_with_shares:
         share = shares[0] if shares is not None and workers == 1 else _fetch_share(shares, worker)
         yield from read_share(share, feed, tasks, worker=worker, workers=workers)
