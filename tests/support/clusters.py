@@ -97,12 +97,12 @@ class Node:
         self.process.wait(10)
 
 
-def wait_for(url: str, log: Path, patience: float = 60, **options: Any) -> None:
+def wait_for(url: str, log: Path, patience: float = 180, **options: Any) -> None:
     """Until something answers there without an error."""
     until = time.monotonic() + patience
     while True:
         try:
-            if httpx.get(url, timeout=2, **options).is_success:
+            if httpx.get(url, timeout=10, **options).is_success:
                 return
         except httpx.TransportError:
             pass
@@ -152,7 +152,7 @@ class Head(Node):
         super().__init__(folder, [*fixed, *arguments], environment=variables)
         wait_for(f"{self.url}/api/version", self.log, headers=AUTHORIZED)
 
-    def await_nodes(self, alive: int, dead: int = 0, patience: float = 60) -> None:
+    def await_nodes(self, alive: int, dead: int = 0, patience: float = 180) -> None:
         """Waits until there are so many, as the dashboard has it, which looks every few seconds."""
         until = time.monotonic() + patience
         while True:
