@@ -87,13 +87,14 @@ def train(case: str, rank: int, workers: int, **changes: Any) -> dict[str, Any]:
     return {"losses": losses, "state": trainer.state_dict()}
 
 
-if __name__ == "__main__":  # python worker_pairs.py RANK WORKERS STORE OUTPUT SHARDING CASE...
-    rank, workers, store, output, sharding, *cases = sys.argv[1:]
+if __name__ == "__main__":  # python worker_pairs.py RANK WORKERS STORE OUTPUT CASE-SHARDING...
+    rank, workers, store, output, *runs = sys.argv[1:]
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(workers), timeout=timedelta(seconds=120)
     )
-    for case in cases:
-        found = train(case, int(rank), int(workers), sharding=sharding)
+    for run in runs:
+        case, _, sharding = run.rpartition("-")
+        result = train(case, int(rank), int(workers), sharding=sharding)
         if rank == "0":
-            torch.save(found, Path(output) / f"{case}-{sharding}.pt")
+            torch.save(result, Path(output) / f"{run}.pt")
     dist.destroy_process_group()

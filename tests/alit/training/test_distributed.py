@@ -24,19 +24,18 @@ def pairs(tmp_path_factory) -> Path:
     """A folder with the results of two workers for every case, with each kind of sharding."""
     folder = tmp_path_factory.mktemp("pairs")
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{TESTS / 'support'}", "OMP_NUM_THREADS": "1"}
-    for sharding, cases in (("ddp", DDP), ("fsdp", FSDP)):
-        store = folder / f"store-{sharding}"
-        workers = [
-            subprocess.Popen(
-                [sys.executable, worker_pairs.__file__, str(rank), "2", str(store), str(folder), sharding, *cases],
-                env=environment,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(2)
-        ]
-        errors = [worker.communicate(timeout=240)[1] for worker in workers]
-        assert not any(worker.returncode for worker in workers), "\n".join(errors)
+    runs = [f"{case}-ddp" for case in DDP] + [f"{case}-fsdp" for case in FSDP]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, worker_pairs.__file__, str(rank), "2", str(folder / "store"), str(folder), *runs],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [worker.communicate(timeout=240)[1] for worker in workers]
+    assert not any(worker.returncode for worker in workers), "\n".join(errors)
     return folder
 
 
@@ -44,13 +43,6 @@ def pairs(tmp_path_factory) -> Path:
 def alone(case: str) -> dict[str, Any]:
     """Returns the results of one worker."""
     return worker_pairs.train(case, 0, 1)
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("sharding", "case"), [("ddp", c) for c in DDP] + [("fsdp", c) for c in FSDP])
