@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from alit.precision import upcast
+
 Images = Float[Tensor, "B C H W"]
 PerImage = Float[Tensor, "B"]
 
@@ -38,14 +40,14 @@ def ssim(images: Images, reconstructions: Images) -> PerImage:
     The Gaussian window has 11 pixels and a sigma of 1.5; it shrinks to the image's side where that is smaller.
     """
     channels, size = images.shape[1], min(SSIM_WINDOW, *images.shape[2:])
-    offsets = torch.arange(size, dtype=torch.float32, device=images.device) - (size - 1) / 2
+    x, y = upcast(images), upcast(reconstructions)
+    offsets = torch.arange(size, dtype=x.dtype, device=x.device) - (size - 1) / 2
     line = torch.softmax(-(offsets**2) / (2 * SSIM_SIGMA**2), dim=0)
 
     def blur(x: Tensor) -> Tensor:
         x = F.conv2d(x, line.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
         return F.conv2d(x, line.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
 
-    x, y = images.float(), reconstructions.float()
     mean_x, mean_y = blur(x), blur(y)
     var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
     covariance = blur(x * y) - mean_x * mean_y

@@ -65,8 +65,8 @@ def run(name: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_golden_rollout_gives_the_published_numbers(name):
-    """Rollout gives the published numbers."""
+def test_rollout_reproduces_published_numbers(name):
+    """`rollout` reproduces the latents, codes, ids, reconstructions and errors of the published code."""
     for key, golden in expected(name).items():
         tolerance = L1 if "l1" in key else PIXELS if "reconstruction" in key else LATENTS
         exact = not golden.is_floating_point()
@@ -75,8 +75,8 @@ def test_golden_rollout_gives_the_published_numbers(name):
         )
 
 
-def test_golden_files_hold_what_this_test_claims():
-    """The golden files hold what this test claims."""
+def test_golden_files_hold_the_expected_arrays():
+    """The golden files hold the arrays compared here, and their halting changes ids from the second iteration."""
     for name in VQGAN:
         assert {f"ids_{k}" for k in range(8)} | {f"l1_{k}" for k in range(8)} <= set(expected(name))
     assert {"base_ids", "latents_0", "latents_3", "latents_7", "reconstruction_0"} <= set(expected("official-mini"))
@@ -87,8 +87,8 @@ def test_golden_files_hold_what_this_test_claims():
 
 
 @pytest.mark.parametrize("name", VQGAN)
-def test_golden_encode_fixed_and_encode_all_give_the_golden_ids(name):
-    """Encode fixed and encode all give the golden ids."""
+def test_encode_returns_golden_ids(name):
+    """`encode_all` and `encode` with a fixed length return the golden ids."""
     model, golden = model_of(name), expected(name)
     for k, ids in enumerate(model.encode_all(images_u8())):
         torch.testing.assert_close(ids, golden[f"ids_{k}"].long(), rtol=0, atol=0)
@@ -100,8 +100,8 @@ def test_golden_encode_fixed_and_encode_all_give_the_golden_ids(name):
         torch.testing.assert_close(torch.stack(encoded.split()), golden[f"ids_{k}"].long(), rtol=0, atol=0)
 
 
-def test_golden_continuous_encode_gives_the_golden_codes():
-    """Continuous encode gives the golden codes."""
+def test_encode_continuous_returns_golden_codes():
+    """`encode` and `encode_all` of a continuous model return the golden codes."""
     model, golden = model_of("official-mini-kl"), expected("official-mini-kl")
     every = model.encode_all(images_u8())
     for k in (0, 3, 7):
@@ -110,8 +110,8 @@ def test_golden_continuous_encode_gives_the_golden_codes():
         torch.testing.assert_close(every[k], golden[f"codes_{k}"], **LATENTS)
 
 
-def test_golden_decode_gives_the_golden_pixels_clamped():
-    """Decode gives the golden pixels clamped."""
+def test_decode_returns_golden_pixels_clamped():
+    """`decode` returns the golden reconstructions clamped to 0..1, also for mixed lengths."""
     golden, kl = expected("official-mini"), expected("official-mini-kl")
     for k in (0, 7):
         pixels = model_of("official-mini").decode(golden[f"ids_{k}"])
@@ -133,8 +133,8 @@ def threshold_within(name: str, image: int) -> float:
 
 # Image 0's errors are larger: it meets no threshold among image 1's, and image 1 meets any among image 0's at once.
 @pytest.mark.parametrize(("name", "image"), [*((name, 1) for name in VQGAN), ("official-mini-kl", 0)])
-def test_golden_l1_stops_at_the_first_length_that_meets_it(name, image):
-    """L1 stops each image at the first length that meets the network."""
+def test_encode_l1_stops_at_first_golden_length_that_satisfies(name, image):
+    """`encode` under `l1` stops each image at the first length whose golden error meets the threshold."""
     threshold = threshold_within(name, image)
     errors_BK = torch.stack([expected(name)[f"l1_{k}"] for k in range(8)], dim=1)
     encoded = model_of(name).encode(images_u8(), f"l1:{threshold:.9f}")
@@ -163,8 +163,8 @@ def ids_of(model: Alit, images: Tensor) -> tuple[Tensor, ...]:
     return model.encode(images, "fixed:256").split()
 
 
-def test_golden_sampled_halting_depends_on_image_and_seed(tmp_path):
-    """Sampled halting depends on the image and the seed alone."""
+def test_sampled_halting_depends_on_image_and_seed_only(tmp_path):
+    """Sampled halting depends on the image and the seed, and not on the rest of the batch or the random state."""
     model, images = sampled(0), images_u8()
     together = ids_of(model, images)
     torch.manual_seed(5)
@@ -179,8 +179,8 @@ def test_golden_sampled_halting_depends_on_image_and_seed(tmp_path):
         assert not torch.equal(together[image], other_seed[image])
 
 
-def test_golden_sampled_halting_survives_saving_and_loading(tmp_path):
-    """Sampled halting survives saving and loading."""
+def test_sampled_halting_survives_saving_and_loading(tmp_path):
+    """A model with sampled halting gives the same ids after its weights are saved and loaded."""
     model, images = sampled(0), images_u8()[:1]
     save_weights(tmp_path / "weights", model, provenance={})
     assert torch.equal(ids_of(load_weights(tmp_path / "weights").model, images)[0], ids_of(model, images)[0])

@@ -1,4 +1,4 @@
-"""What Alit promises: the same answer as a naive reference, for each image as if alone, with no more work than needed.
+"""Alit agrees with a naive reference, independently of the batch, and does no more work than needed.
 
 Shapes: B batch, N latents, C code width, G base tokens, D base latent width, h w base grid.
 """
@@ -147,8 +147,8 @@ def reference(model_name: str, name: str) -> np.ndarray:
 
 @pytest.mark.parametrize("name", STRICTEST)
 @pytest.mark.parametrize("model_name", CONFIGS)
-def test_alit_encode_agrees_with_scoring_every_length_by_hand(model_name, name):
-    """Encode agrees with scoring every length by hand."""
+def test_encode_agrees_with_naive_reference(model_name, name):
+    """`encode` chooses the length, tokens and trace that a naive scoring of every length gives."""
     model, spec = model_of(model_name), thresholds(model_name, name)
     scores, threshold = reference(model_name, name), float(spec.split(":")[1])
     good = scores >= threshold if name in ("psnr", "ssim") else scores <= threshold
@@ -171,8 +171,8 @@ def test_alit_encode_agrees_with_scoring_every_length_by_hand(model_name, name):
 
 
 @pytest.mark.parametrize("model_name", CONFIGS)
-def test_these_tests_see_every_length_and_both_ends(model_name):
-    """A promise about the tests of this file: their images are satisfied early, late and never."""
+def test_images_of_this_file_stop_at_every_length(model_name):
+    """The images of this file stop at every length, and some never satisfy their criterion."""
     found = [model_of(model_name).encode(images(), thresholds(model_name, name)) for name in STRICTEST]
     assert {int(n) for encoded in found for n in encoded.num_tokens} == {*TINY.lengths}
     assert {bool(s) for encoded in found for s in encoded.satisfied} == {True, False}
@@ -181,29 +181,29 @@ def test_these_tests_see_every_length_and_both_ends(model_name):
 
 @pytest.mark.parametrize("model_name", CONFIGS)
 @pytest.mark.parametrize("length", TINY.lengths)
-def test_alit_fixed_length_gives_the_tokens_of_that_length(model_name, length):
-    """A fixed length gives the tokens of that length."""
+def test_encode_fixed_returns_tokens_of_that_length(model_name, length):
+    """`fixed:N` returns the same tokens as `encode_all` at length N."""
     model = model_of(model_name)
     encoded = model.encode(images(), f"fixed:{length}")
     expected = model.encode_all(images())[TINY.lengths.index(length)]
     torch.testing.assert_close(torch.stack(encoded.split()), expected, rtol=0, atol=1e-5)
 
 
-def test_alit_encode_all_gives_every_length_shortest_first():
-    """Encode all gives every length shortest first."""
+def test_encode_all_returns_every_length_shortest_first():
+    """`encode_all` returns int64 ids within the codebook for every length, shortest first."""
     every = model_of("quantized").encode_all(images())
     assert [tuple(ids.shape) for ids in every] == [(7, n) for n in TINY.lengths]
     assert all(ids.dtype == torch.int64 and ids.min() >= 0 and ids.max() < 64 for ids in every)
 
 
-def test_alit_shorter_code_is_no_prefix_of_a_longer_one():
-    """A shorter code is no prefix of a longer one."""
+def test_encode_all_shorter_code_is_no_prefix():
+    """A shorter code of an image is not a prefix of its longer code."""
     every = model_of("quantized").encode_all(images())
     assert not torch.equal(every[0], every[3][:, :4])
 
 
-def test_alit_criterion_may_be_text_or_parsed_or_the_configs_own():
-    """A criterion may be text or parsed or the configs own."""
+def test_encode_accepts_criterion_as_text_parsed_or_default():
+    """A criterion as text, the same one parsed and the config's default give the same result."""
     model = lively(dataclasses.replace(TINY, criterion=thresholds("quantized", "l1")))
     text = model.encode(images(), model.config.criterion)
     same(text, model.encode(images(), parse(model.config.criterion)))
@@ -225,8 +225,8 @@ def rows_of(encoded: Encoded, order: list[int]) -> list[tuple]:
 
 @pytest.mark.parametrize("name", STRICTEST)
 @pytest.mark.parametrize("model_name", CONFIGS)
-def test_alit_image_gets_the_same_tokens_in_every_batch(model_name, name):
-    """An image gets the same tokens in every batch."""
+def test_encode_is_independent_of_the_batch(model_name, name):
+    """An image gets the same length, tokens and trace in every batch and at every position."""
     model, spec = model_of(model_name), thresholds(model_name, name)
     threshold = float(spec.split(":")[1])
     alone = [rows_of(model.encode(images()[i : i + 1], spec), [i])[0] for i in range(7)]
@@ -240,8 +240,8 @@ def test_alit_image_gets_the_same_tokens_in_every_batch(model_name, name):
             torch.testing.assert_close(row[4], trace, rtol=0, atol=1e-4, equal_nan=True)
 
 
-def test_near_ties_are_rare():
-    """Near ties are rare enough for these tests to mean something."""
+def test_images_of_this_file_rarely_score_near_thresholds():
+    """At most a tenth of the comparisons in this file are skipped because a score lies near its threshold."""
     ties = 0
     for model_name in CONFIGS:
         for name in STRICTEST:
@@ -252,8 +252,8 @@ def test_near_ties_are_rare():
 
 
 @pytest.mark.parametrize("model_name", ["deterministic", "sampled"])
-def test_halting_changes_codes_and_is_deterministic(model_name):
-    """Halting changes the codes and is the same for every model of the config."""
+def test_halting_changes_codes_reproducibly(model_name):
+    """Halting changes the codes after the first iteration, identically for every model of the config."""
     halting, off = model_of(model_name).encode_all(images()), model_of("quantized").encode_all(images())
     assert torch.equal(halting[0], off[0])
     assert not torch.equal(halting[3], off[3])
@@ -261,16 +261,16 @@ def test_halting_changes_codes_and_is_deterministic(model_name):
         assert torch.equal(ids, again)
 
 
-def test_alit_sampled_halting_follows_its_seed():
-    """Sampled halting follows its seed."""
+def test_sampled_halting_follows_its_seed():
+    """Another halting seed changes the codes of later iterations but not those of the first."""
     ours = model_of("sampled").encode_all(images())
     others = [lively(dataclasses.replace(SAMPLED, halting_seed=seed)).encode_all(images()) for seed in range(1, 6)]
     assert all(torch.equal(other[0], ours[0]) for other in others), "nothing halts before the first iteration"
     assert not all(torch.equal(other[3], ours[3]) for other in others)
 
 
-def test_alit_batch_of_no_images_gives_no_tokens():
-    """A batch of no images gives no tokens."""
+def test_empty_batch_gives_empty_results():
+    """`encode`, `encode_all` and `decode` return empty results for an empty batch."""
     model = model_of("quantized")
     for spec in (*STRICTEST.values(), "fixed:8"):
         encoded = model.encode(images()[:0], spec)
@@ -315,8 +315,8 @@ def still_active(encoded: Encoded) -> list[int]:
 
 @pytest.mark.parametrize("model_name", ["quantized", "continuous"])
 @pytest.mark.parametrize("length", TINY.lengths)
-def test_alit_fixed_length_runs_no_decoder_and_stops_there(work, model_name, length):
-    """A fixed length runs no decoder and stops there."""
+def test_encode_fixed_runs_only_the_iterations_needed(work, model_name, length):
+    """`fixed:N` runs no decoder, and no iteration beyond length N."""
     model = model_of(model_name)
     found = work(model)
     model.encode(images(), f"fixed:{length}")
@@ -325,8 +325,8 @@ def test_alit_fixed_length_runs_no_decoder_and_stops_there(work, model_name, len
 
 @pytest.mark.parametrize("model_name", CONFIGS)
 @pytest.mark.parametrize("name", ["code", "latent"])
-def test_criteria_without_pixels_run_no_pixel_decoder(work, model_name, name):
-    """Criteria without pixels never run the pixel decoder."""
+def test_encode_latent_criteria_skip_the_pixel_decoder(work, model_name, name):
+    """The criteria `code` and `latent` run the latent decoder on active images and never the pixel decoder."""
     model, spec = model_of(model_name), thresholds(model_name, name)
     found = work(model)
     active = still_active(model.encode(images(), spec))
@@ -335,16 +335,16 @@ def test_criteria_without_pixels_run_no_pixel_decoder(work, model_name, name):
 
 @pytest.mark.parametrize("model_name", CONFIGS)
 @pytest.mark.parametrize("name", PIXELS)
-def test_pixel_criteria_decode_active_images_once(work, model_name, name):
-    """Pixel criteria run both decoders once on active images only."""
+def test_encode_pixel_criteria_decode_active_images_once(work, model_name, name):
+    """Pixel criteria run each decoder once per iteration, on the images still active."""
     model, spec = model_of(model_name), thresholds(model_name, name)
     found = work(model)
     active = still_active(model.encode(images(), spec))
     assert found == Work(active, active, active)
 
 
-def test_images_satisfied_at_once_cost_one_iteration(work):
-    """Images that are satisfied at once cost one iteration."""
+def test_encode_stops_after_one_iteration_if_all_satisfied(work):
+    """A batch whose images are all satisfied at the shortest length costs one iteration."""
     model = model_of("quantized")
     found = work(model)
     model.encode(images(), "l1:1")
@@ -352,8 +352,8 @@ def test_images_satisfied_at_once_cost_one_iteration(work):
 
 
 @pytest.mark.parametrize("model_name", ["deterministic", "sampled"])
-def test_halting_decodes_between_iterations_only(work, model_name):
-    """Halting runs the latent decoder between iterations only."""
+def test_halting_runs_latent_decoder_between_iterations(work, model_name):
+    """Halting runs the latent decoder between iterations and not after the last one."""
     model = model_of(model_name)
     found = work(model)
     model.encode(images(), "fixed:16")
@@ -362,8 +362,8 @@ def test_halting_decodes_between_iterations_only(work, model_name):
     assert found.pixel_decoder == []
 
 
-def test_alit_users_function_sees_the_active_images_only():
-    """A users function sees the active images only."""
+def test_encode_user_function_receives_active_images_only():
+    """A user's criterion function receives only the images still active, with their base tokens and reconstructions."""
     seen: list[Tensor] = []
 
     def measure(candidate: Candidate) -> Tensor:
@@ -394,8 +394,8 @@ def batches(*sizes: int) -> list[Tensor]:
     [(model_name, name) for model_name in CONFIGS for name in ("l1", "psnr", "code", "latent")]
     + [("kl", "l1"), ("kl", "latent")],
 )
-def test_encode_batches_equal_encode_of_each(model_name, name, batch_size):
-    """Batches that share iterations get the answers of each alone."""
+def test_encode_batches_agrees_with_encode(model_name, name, batch_size):
+    """`encode_batches` returns for every batch what `encode` returns for it alone, and the same result every time."""
     model, spec = model_of(model_name), thresholds(model_name, name)
     given = batches(0, 5, 1, 0, 9, 2, 3, 0)
     together = list(model.encode_batches(given, spec, batch_size))
@@ -408,15 +408,15 @@ def test_encode_batches_equal_encode_of_each(model_name, name, batch_size):
 
 @pytest.mark.parametrize("model_name", [*CONFIGS, "kl"])
 @pytest.mark.parametrize("length", TINY.lengths)
-def test_alit_batches_of_a_fixed_length_get_it(model_name, length):
-    """Batches of a fixed length get the network."""
+def test_encode_batches_fixed_agrees_with_encode(model_name, length):
+    """`encode_batches` with `fixed:N` returns for every batch what `encode` returns for it alone."""
     model, given = model_of(model_name), batches(3, 0, 6)
     for one, batch in zip(model.encode_batches(given, f"fixed:{length}", 4), given, strict=True):
         same(one, model.encode(batch, f"fixed:{length}"), atol=1e-5)
 
 
-def test_alit_no_batches_and_empty_ones():
-    """No batches and empty ones."""
+def test_encode_batches_accepts_none_and_empty_batches():
+    """`encode_batches` returns no result for no batches, and an empty result for an empty batch."""
     model = model_of("quantized")
     assert list(model.encode_batches([])) == []
     assert [len(encoded) for encoded in model.encode_batches(batches(0, 0), "l1:0")] == [0, 0]
@@ -424,8 +424,8 @@ def test_alit_no_batches_and_empty_ones():
 
 
 @pytest.mark.parametrize("model_name", ["quantized", "sampled"])
-def test_encode_batches_run_late_iterations_on_whole_slices(work, monkeypatch, model_name):
-    """Late iterations of small batches run on whole slices."""
+def test_encode_batches_fills_slices_of_late_iterations(work, monkeypatch, model_name):
+    """Late iterations of small batches run on full slices, with less than 0.7 times the encoder calls."""
     model, spec = model_of(model_name), thresholds(model_name, "l1")
     given = batches(*[4] * 16)
     alone = [still_active(model.encode(batch, spec)) for batch in given]
@@ -449,16 +449,16 @@ def test_encode_batches_run_late_iterations_on_whole_slices(work, monkeypatch, m
     assert len(found.encoder) < 0.7 * sum(map(len, alone))
 
 
-def test_encode_batches_of_fixed_lengths_run_no_decoder(work):
-    """A fixed length runs no decoder in shared iterations either."""
+def test_encode_batches_fixed_runs_no_decoder(work):
+    """`encode_batches` with `fixed:N` runs no decoder, and no iteration beyond length N."""
     model = model_of("quantized")
     found = work(model)
     list(model.encode_batches(batches(4, 4, 4, 4, 3), "fixed:12", 8))
     assert found == Work([8] * 6 + [3] * 3, [], [])
 
 
-def test_encode_batches_answer_before_the_next_batch():
-    """A batch is answered before the next one is pulled and nothing leaks to who makes or takes them."""
+def test_encode_batches_is_lazy_and_leaks_no_inference_mode():
+    """`encode_batches` yields a complete batch before it pulls the next one, and never yields in inference mode."""
     pulled = []
 
     def source() -> Iterator[Tensor]:
@@ -475,8 +475,8 @@ def test_encode_batches_answer_before_the_next_batch():
 
 
 @pytest.mark.unchecked
-def test_alit_what_cannot_be_encoded_in_batches_is_refused():
-    """What cannot be encoded in batches is refused."""
+def test_encode_batches_rejects_invalid_arguments():
+    """`encode_batches` rejects an invalid batch size or criterion at once, and invalid images when it pulls them."""
     model = model_of("quantized")
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         model.encode_batches([], batch_size=0)
@@ -492,8 +492,8 @@ def test_alit_what_cannot_be_encoded_in_batches_is_refused():
 
 
 @pytest.mark.parametrize("model_name", CONFIGS)
-def test_alit_mixed_lengths_decode_as_each_would_alone(model_name):
-    """Mixed lengths decode as each would alone."""
+def test_decode_mixed_lengths_agrees_with_each_alone(model_name):
+    """`decode` gives images of mixed lengths the pixels that each gets alone."""
     model = model_of(model_name)
     every = model.encode_all(images())
     rows = [every[i % 4][i] for i in range(7)]
@@ -503,8 +503,8 @@ def test_alit_mixed_lengths_decode_as_each_would_alone(model_name):
         torch.testing.assert_close(model.decode([row])[0], image, rtol=0, atol=1e-5)
 
 
-def test_decode_gives_the_scored_reconstruction_clamped():
-    """Decode gives the reconstruction that was scored clamped."""
+def test_decode_returns_the_scored_reconstruction_clamped():
+    """`decode` returns the reconstruction that the criterion scored, clamped to 0..1."""
     model = model_of("quantized")
     encoded = model.encode(images(), "l1:0")
     ids = torch.stack(encoded.split())
@@ -516,8 +516,8 @@ def test_decode_gives_the_scored_reconstruction_clamped():
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64])
-def test_alit_ids_decode_from_tensors_arrays_and_lists_alike(dtype):
-    """Ids decode from tensors arrays and lists alike."""
+def test_decode_accepts_tensors_arrays_and_lists(dtype):
+    """`decode` returns the same pixels for ids in a tensor, in NumPy arrays and in lists."""
     model = model_of("quantized")
     ids = model.encode_all(images())[1]
     expected = model.decode(ids)
@@ -538,8 +538,8 @@ def test_alit_ids_decode_from_tensors_arrays_and_lists_alike(dtype):
     ],
 )
 @pytest.mark.unchecked
-def test_alit_tokens_that_the_model_cannot_decode_are_refused(row, expected):
-    """Tokens that the model cannot decode are refused."""
+def test_decode_rejects_invalid_ids(row, expected):
+    """`decode` rejects ids of the wrong shape, range or type with the index of the image."""
     with pytest.raises(ValueError, match=expected):
         model_of("quantized").decode([[0, 1, 2, 3], row])
 
@@ -552,14 +552,14 @@ def test_alit_tokens_that_the_model_cannot_decode_are_refused(row, expected):
         ((4, 5), "image 0: codes must be 6 wide, got 5"),
     ],
 )
-def test_alit_codes_that_the_model_cannot_decode_are_refused(shape, expected):
-    """Codes that the model cannot decode are refused."""
+def test_decode_rejects_codes_of_wrong_shape(shape, expected):
+    """`decode` rejects continuous codes of the wrong shape."""
     with pytest.raises(ValueError, match=expected):
         model_of("continuous").decode([torch.zeros(shape)])
 
 
-def test_alit_continuous_latents_come_as_codes_and_decode():
-    """Continuous latents come as codes and decode."""
+def test_continuous_latents_encode_to_codes_and_decode():
+    """A model without a codebook encodes images to float32 codes, and decodes these to their reconstructions."""
     model = model_of("continuous")
     encoded = model.encode(images(), thresholds("continuous", "l1"))
     assert encoded.tokens.dtype == torch.float32
@@ -575,8 +575,8 @@ def test_alit_continuous_latents_come_as_codes_and_decode():
 
 
 @pytest.mark.parametrize("model_name", CONFIGS)
-def test_alit_attention_maps_are_shares_over_the_base_grid(model_name):
-    """Attention maps are shares over the base grid."""
+def test_attention_maps_sum_to_one_over_base_grid(model_name):
+    """The attention map of each token is nonnegative and sums to one over the base grid."""
     maps = model_of(model_name).attention_maps(images_u8())
     assert [tuple(m.shape) for m in maps] == [(7, n, 8, 8) for n in TINY.lengths]
     for m in maps:
@@ -585,8 +585,8 @@ def test_alit_attention_maps_are_shares_over_the_base_grid(model_name):
 
 
 @pytest.mark.parametrize("model_name", ["quantized", "deterministic", "sampled"])
-def test_alit_looking_at_attention_follows_the_same_rollout(model_name, monkeypatch):
-    """Looking at attention follows the same rollout."""
+def test_attention_maps_follow_the_same_rollout(model_name, monkeypatch):
+    """`attention_maps` computes the same latents as `rollout`."""
     model, seen = model_of(model_name), []
     expected = [step.latents_BND for step in model.rollout(images())]
     attend = model.encoder.attention
@@ -619,8 +619,8 @@ def everything(model: Alit) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("model_name", CONFIGS)
-def test_inference_has_no_gradients_and_no_randomness(model_name):
-    """Inference records no gradients and draws no random numbers."""
+def test_inference_uses_no_gradients_or_random_numbers(model_name):
+    """Inference records no gradients and leaves the global random state as it was."""
     model, before = model_of(model_name), torch.get_rng_state()
     outputs = everything(model)
     assert not any(tensor.requires_grad for tensor in outputs)
@@ -629,8 +629,8 @@ def test_inference_has_no_gradients_and_no_randomness(model_name):
 
 
 @pytest.mark.parametrize("model_name", CONFIGS)
-def test_alit_inference_is_the_same_in_training_mode_and_again(model_name):
-    """Inference is the same in training mode and again."""
+def test_inference_is_repeatable_in_either_mode(model_name):
+    """Inference gives identical results when repeated and in training mode."""
     model = model_of(model_name)
     first, training = everything(model), everything(copy.deepcopy(model).train())
     for one, other, again in zip(first, training, everything(model), strict=True):
@@ -638,8 +638,8 @@ def test_alit_inference_is_the_same_in_training_mode_and_again(model_name):
         torch.testing.assert_close(one, again, rtol=0, atol=0, equal_nan=True)
 
 
-def test_alit_inference_changes_no_weights_and_no_input():
-    """Inference changes no weights and no input."""
+def test_encode_changes_neither_weights_nor_input():
+    """`encode` changes neither the model's weights nor its input."""
     model, given = model_of("sampled"), images()
     before = copy.deepcopy(model.state_dict())
     model.encode(given, "l1:0.2")
@@ -651,8 +651,8 @@ def test_alit_inference_changes_no_weights_and_no_input():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_alit_bytes_and_floats_of_the_same_image_agree(dtype):
-    """Bytes and floats of the same image agree."""
+def test_encode_agrees_for_uint8_and_float_images(dtype):
+    """`encode` gives the same result for an image in uint8 and in floats."""
     model, spec = model_of("quantized"), thresholds("quantized", "l1")
     same(model.encode(images_u8(), spec), model.encode(images_u8().to(dtype) / 255, spec), atol=1e-6)
 
@@ -660,8 +660,8 @@ def test_alit_bytes_and_floats_of_the_same_image_agree(dtype):
 @pytest.mark.unchecked
 @pytest.mark.parametrize("method", ["encode", "encode_all", "attention_maps"])
 @pytest.mark.parametrize("shape", [(3, 16, 16), (1, 3, 16, 17), (1, 3, 8, 8), (2, 1, 16, 16), (1, 16, 16, 3)])
-def test_alit_images_of_another_shape_are_refused(method, shape):
-    """Images of another shape are refused."""
+def test_inference_rejects_images_of_wrong_shape(method, shape):
+    """Inference rejects images of the wrong shape and names that shape."""
     with pytest.raises(ValueError, match=r"images must have the shape \(batch, 3, 16, 16\), got ") as error:
         getattr(model_of("quantized"), method)(torch.zeros(shape))
     assert str(shape) in str(error.value)
@@ -669,15 +669,15 @@ def test_alit_images_of_another_shape_are_refused(method, shape):
 
 @pytest.mark.unchecked
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.bool])
-def test_alit_images_of_another_type_are_refused(dtype):
-    """Images of another type are refused."""
+def test_encode_rejects_images_of_wrong_type(dtype):
+    """`encode` rejects images that are neither uint8 nor floats."""
     with pytest.raises(ValueError, match=rf"images must be uint8 or floats in \[0, 1\], got {dtype}"):
         model_of("quantized").encode(torch.zeros(1, 3, 16, 16, dtype=dtype))
 
 
 @pytest.mark.parametrize("spec", ["fixed:5", "lpips:0.5", "l1"])
-def test_alit_criterion_that_the_model_cannot_follow_is_refused(spec):
-    """A criterion that the model cannot follow is refused."""
+def test_encode_rejects_unsupported_criterion(spec):
+    """`encode` rejects a criterion that the model does not support."""
     with pytest.raises(CriterionError, match=repr(spec)):
         model_of("quantized").encode(images(), spec)
 
@@ -686,8 +686,8 @@ def test_alit_criterion_that_the_model_cannot_follow_is_refused(spec):
 
 
 @pytest.mark.parametrize("config", [TINY, CONTINUOUS, dataclasses.replace(DETERMINISTIC, halting_threshold=0.02)])
-def test_alit_rollout_gives_gradients_to_everything_it_trains(config):
-    """A rollout gives gradients to everything the network trains."""
+def test_rollout_gives_gradients_to_all_trained_parts(config):
+    """The outputs of `rollout` give nonzero gradients to every parameter that the config trains."""
     model = lively(config)
     steps = list(model.rollout(images(), predict=range(4)))
     loss = sum(step.predictions_BGO.square().mean() + step.quantizer_loss for step in steps)
@@ -705,21 +705,21 @@ def test_alit_rollout_gives_gradients_to_everything_it_trains(config):
 
 
 def test_rollout_predicts_and_stops_as_requested():
-    """A rollout predicts where the network is asked to and stops where the network is told to."""
+    """`rollout` makes predictions at the requested iterations only, and stops after the requested number."""
     steps = list(model_of("quantized").rollout(images(), iterations=3, predict=[1]))
     assert [step.predictions_BGO is not None for step in steps] == [False, True, False]
     assert [step.codes_BNC.shape[1] for step in steps] == [4, 8, 12]
 
 
-def test_rollout_without_strength_passes_unit_codes():
-    """A rollout without strength passes the unit codes through."""
+def test_rollout_at_strength_zero_keeps_unit_codes():
+    """`rollout` at strength zero returns the normalized codes without quantization."""
     for step in model_of("quantized").rollout(images(), strength=0.0):
         unit = nn.functional.normalize(step.unquantized_BNC, dim=-1)
         torch.testing.assert_close(step.codes_BNC, unit)
 
 
-def test_encode_each_equals_encode_of_each() -> None:
-    """Images under criteria of their own get what each would get alone."""
+def test_encode_each_agrees_with_encode_of_each_image() -> None:
+    """`encode_each` returns as early as possible what `encode` gives each image under its own criterion and limit."""
     torch.manual_seed(0)
     model = Alit(TINY).eval()
     images = torch.rand(9, 3, 16, 16)

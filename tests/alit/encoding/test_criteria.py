@@ -59,24 +59,24 @@ def sentence(spec: str, **options: bool) -> str:
         ("latent:1000", 1000),
     ],
 )
-def test_criterion_name_and_a_threshold_parse(spec, threshold):
-    """A name and a threshold parse."""
+def test_parse_reads_name_and_threshold(spec, threshold):
+    """`parse` reads a measure's name, its threshold and its direction."""
     criterion = parse(spec)
     assert (criterion.spec, criterion.threshold, criterion.length) == (spec, threshold, None)
     assert criterion.higher_is_better == spec.startswith(("psnr", "ssim"))
 
 
 @pytest.mark.parametrize("length", [1, 64, 256])
-def test_criterion_fixed_length_parses(length):
-    """A fixed length parses."""
+def test_parse_reads_fixed_length(length):
+    """`parse` reads a fixed length, which has no measure, threshold or score."""
     criterion = parse(f"fixed:{length}")
     assert (criterion.length, criterion.measure) == (length, None)
     assert math.isnan(criterion.threshold)
     assert criterion.score(candidate()) is None
 
 
-def test_criterion_space_around_is_forgiven_and_not_stored():
-    """Space around is forgiven and not stored."""
+def test_parse_normalizes_spaces_and_leading_zeros():
+    """`parse` accepts surrounding spaces and leading zeros, and leaves them out of the stored text."""
     assert parse("  l1: 0.05 \n").spec == "l1:0.05"
     assert parse("fixed:064").spec == "fixed:64"
 
@@ -113,24 +113,24 @@ def test_criterion_space_around_is_forgiven_and_not_stored():
         ("fixed:" + "9" * 5000, "fixed takes a token count such as fixed:64"),
     ],
 )
-def test_criterion_what_does_not_parse_is_quoted(spec, expected):
-    """What does not parse is quoted."""
+def test_parse_error_quotes_the_text(spec, expected):
+    """The error for a text that does not parse quotes it and states the cause."""
     said = sentence(spec)
     assert repr(spec) in said
     assert expected in said
 
 
 @pytest.mark.parametrize("spec", ["", "l1", "lpips:0.3", ":0.05"])
-def test_criterion_error_lists_the_known_names(spec):
-    """A sentence about an unknown criterion lists what there is."""
+def test_parse_error_lists_known_criteria(spec):
+    """The error for an unknown criterion lists all known ones."""
     assert HELP in sentence(spec)
     assert all(f"{name}:" in HELP for name in ("fixed", *NAMES))
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(alphabet="l1psnrfixed:@.-+eE0123456789 _\n", max_size=20) | st.text(max_size=20))
-def test_criterion_parses_or_quotes_any_text(spec):
-    """Any text parses or raises a criterion error that quotes the network."""
+def test_parse_accepts_or_quotes_any_text(spec):
+    """Any text either parses to a criterion whose own text parses to the same, or raises an error that quotes it."""
     try:
         criterion = parse(spec, functions=False)
     except CriterionError:
@@ -165,8 +165,8 @@ def user_module(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("user_module")
 @pytest.mark.parametrize("function", ["brightness", "count"])
-def test_criterion_of_the_user_scores_in_fp32(function):
-    """A function of the users scores in fp32 and is an error."""
+def test_user_function_scores_in_float32_lower_is_better(function):
+    """A user's function gives float32 scores, of which lower ones are better."""
     spec = f"alit_user_criteria:{function}@-1.5"
     criterion = parse(f" {spec} ")
     assert (criterion.spec, criterion.threshold, criterion.higher_is_better) == (spec, -1.5, False)
@@ -176,8 +176,8 @@ def test_criterion_of_the_user_scores_in_fp32(function):
 
 
 @pytest.mark.usefixtures("user_module")
-def test_criterion_of_the_user_that_fails_is_named():
-    """A function of the users that fails is named with its failure."""
+def test_user_function_failure_names_function_and_cause():
+    """The error of a user's function that fails names the function and the cause."""
     with pytest.raises(CriterionError, match="alit_user_criteria:broken@1' failed: ZeroDivisionError"):
         parse("alit_user_criteria:broken@1").score(candidate())
 
@@ -187,8 +187,8 @@ def test_criterion_of_the_user_that_fails_is_named():
     ("function", "got"),
     [("scalar", "()"), ("column", "(3, 1)"), ("too_few", "(2,)"), ("a_list", "list"), ("nothing", "NoneType")],
 )
-def test_criterion_refuses_other_results_of_a_function(function, got):
-    """A function that returns something else is refused."""
+def test_user_function_must_return_one_number_per_image(function, got):
+    """A user's function that does not return one number per image raises an error that describes what it returned."""
     spec = f"alit_user_criteria:{function}@1"
     with pytest.raises(CriterionError) as error:
         parse(spec).score(candidate())
@@ -209,15 +209,15 @@ def test_criterion_refuses_other_results_of_a_function(function, got):
         (".relative:f@1", "cannot be loaded"),
     ],
 )
-def test_criterion_function_that_cannot_be_loaded_is_refused(spec, expected):
-    """A function that cannot be loaded is refused."""
+def test_parse_rejects_function_that_cannot_be_loaded(spec, expected):
+    """`parse` rejects a user's function that cannot be loaded, and states the cause."""
     said = sentence(spec)
     assert repr(spec) in said
     assert expected in said
 
 
-def test_criterion_without_functions_nothing_is_imported(tmp_path, monkeypatch):
-    """Without functions nothing is imported."""
+def test_parse_without_functions_imports_nothing(tmp_path, monkeypatch):
+    """`parse` imports no module where users' functions are not allowed."""
     (tmp_path / "alit_unwanted.py").write_text("raise AssertionError('imported')\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert "is not known" in sentence("alit_unwanted:f@1", functions=False)
@@ -227,28 +227,28 @@ def test_criterion_without_functions_nothing_is_imported(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("length", SMALLEST.lengths)
-def test_criterion_length_of_the_model_is_accepted(length):
-    """Every length of the model is accepted."""
+def test_check_accepts_every_length_of_the_model(length):
+    """`check` accepts every length of the model."""
     parse(f"fixed:{length}").check(SMALLEST)
 
 
 @pytest.mark.parametrize("length", [1, 3, 9, 10])
-def test_criterion_refuses_lengths_the_model_lacks(length):
-    """A length that the model does not have is refused with those the network has."""
+def test_check_rejects_length_and_lists_valid_ones(length):
+    """`check` rejects a length that the model lacks, and lists the lengths that it has."""
     with pytest.raises(CriterionError, match=f"'fixed:{length}': this model gives 2, 4, 6, 8 tokens, not {length}"):
         parse(f"fixed:{length}").check(SMALLEST)
 
 
-def test_criterion_codes_need_a_discrete_base():
-    """Codes need a discrete base."""
+def test_check_code_requires_discrete_base():
+    """`check` accepts `code` for a discrete base and rejects it for a continuous one."""
     parse("code:0.5").check(SMALLEST)
     with pytest.raises(CriterionError, match=r"'code:0.5' needs a discrete base; use latent:T"):
         parse("code:0.5").check(KL)
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - {"code"}))
-def test_criterion_all_other_criteria_suit_a_continuous_base(name):
-    """All other criteria suit a continuous base."""
+def test_check_accepts_other_measures_for_continuous_base(name):
+    """`check` accepts every measure except `code` for a continuous base."""
     parse(f"{name}:0.5").check(KL)
 
 
@@ -256,8 +256,8 @@ def test_criterion_all_other_criteria_suit_a_continuous_base(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_criterion_is_satisfied_at_its_threshold(name):
-    """Errors satisfy at or below and similarities at or above."""
+def test_satisfied_includes_the_threshold(name):
+    """Errors satisfy at or below the threshold, and similarities at or above it."""
     threshold = np.float32(0.3)
     below, above = np.nextafter(threshold, np.float32(-9)), np.nextafter(threshold, np.float32(9))
     scores = torch.tensor([below, threshold, above])
@@ -266,15 +266,15 @@ def test_criterion_is_satisfied_at_its_threshold(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_criterion_nan_never_satisfies(name):
-    """NaN never satisfies."""
+def test_satisfied_is_false_for_nan(name):
+    """A score of NaN satisfies no criterion."""
     assert not parse(f"{name}:0.3").satisfied(torch.full((2,), torch.nan)).any()
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.floats(0, 1), st.sampled_from(NAMES))
-def test_thresholds_are_compared_in_fp32_as_scores_are_stored(threshold, name):
-    """A score that equals the threshold once stored satisfies it, wherever fp64 would place it."""
+def test_satisfied_compares_in_float32(threshold, name):
+    """A score that equals the threshold in float32 satisfies it, wherever float64 would place it."""
     assert parse(f"{name}:{threshold!r}").satisfied(torch.tensor([threshold], dtype=torch.float32)).all()
 
 
@@ -312,8 +312,8 @@ def numbered(count: int) -> Tensor:
     st.floats(width=32, allow_nan=False, allow_infinity=False) | st.sampled_from([0.0, 0.5]),
     st.booleans(),
 )
-def test_criterion_stops_at_the_first_length_that_satisfies(table, threshold, higher):
-    """Each image stops at the first length that satisfies else at the longest."""
+def test_encode_stops_at_first_satisfied_length_or_longest(table, threshold, higher):
+    """Each image stops at the first length that satisfies the criterion, or else at the longest."""
     encoded = tiny_model().encode(numbered(len(table)), from_table(table, threshold, higher))
     for i, scores in enumerate(table):
         good = [(score >= threshold if higher else score <= threshold) for score in scores]  # False for NaN
@@ -332,8 +332,8 @@ def test_criterion_stops_at_the_first_length_that_satisfies(table, threshold, hi
     st.floats(0, 1, width=32),
     st.floats(0, 1, width=32),
 )
-def test_criterion_stricter_threshold_never_shortens_an_image(table, one, other):
-    """A stricter threshold never shortens an image."""
+def test_encode_never_shortens_under_stricter_threshold(table, one, other):
+    """A stricter threshold never gives an image fewer tokens."""
     lengths = [
         tiny_model().encode(numbered(len(table)), from_table(table, t, False)).num_tokens for t in sorted((one, other))
     ]
@@ -341,8 +341,8 @@ def test_criterion_stricter_threshold_never_shortens_an_image(table, one, other)
 
 
 @pytest.mark.parametrize("length", SMALLEST.lengths)
-def test_criterion_fixed_is_satisfied_without_a_score(length):
-    """A fixed length is always satisfied and has no score."""
+def test_encode_fixed_is_satisfied_without_score(length):
+    """`fixed:N` is satisfied for every image and records no scores."""
     encoded = tiny_model().encode(numbered(3), f"fixed:{length}")
     assert encoded.num_tokens.tolist() == [length] * 3
     assert encoded.satisfied.all()
@@ -351,8 +351,8 @@ def test_criterion_fixed_is_satisfied_without_a_score(length):
     assert not encoded.tried.any()
 
 
-def test_configs_criterion_is_the_default():
-    """The configs criterion is the default."""
+def test_encode_uses_criterion_of_config_by_default():
+    """`encode` without a criterion uses that of the model's config."""
     model, images = tiny_model(), numbered(3)
     default, named = model.encode(images), model.encode(images, SMALLEST.criterion)
     assert torch.equal(default.tokens, named.tokens)

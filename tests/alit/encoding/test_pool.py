@@ -1,4 +1,4 @@
-"""Who runs with whom: a rollout without a model, of images that know how many iterations they need."""
+"""Shared iterations of a rollout without a model, of images that know how many iterations they need."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ NEEDS = st.lists(st.lists(st.integers(1, K), max_size=9), max_size=12)
 
 @settings(max_examples=60, deadline=None)
 @given(NEEDS, st.integers(1, 7))
-def test_pool_image_gets_its_own_answer_in_its_own_batch(batches, size):
-    """Every image gets its own answer in its own batch."""
+def test_pooled_returns_own_result_in_own_batch(batches, size):
+    """Every image gets its own result, in its own batch and position."""
     answered = list(Toy(batches, size).run())
     assert [len(answers) for answers in answered] == [len(batch) for batch in batches]
     every = [answer for answers in answered for answer in answers]
@@ -93,8 +93,8 @@ def test_pool_image_gets_its_own_answer_in_its_own_batch(batches, size):
 
 @settings(max_examples=60, deadline=None)
 @given(NEEDS, st.integers(1, 7))
-def test_pool_slices_are_whole_and_in_order(batches, size):
-    """Slices are whole but for the last one of each iteration and images come in turn."""
+def test_pooled_slices_are_full_and_ordered(batches, size):
+    """Every slice of an iteration except the last one is full, and the images run in order of arrival."""
     toy = Toy(batches, size)
     list(toy.run())
     for k, slices in enumerate(toy.slices):
@@ -106,16 +106,16 @@ def test_pool_slices_are_whole_and_in_order(batches, size):
 
 @settings(max_examples=60, deadline=None)
 @given(NEEDS, st.integers(1, 7))
-def test_pool_few_images_wait_when_a_batch_is_pulled(batches, size):
-    """Few images wait when a batch is pulled."""
+def test_pooled_limits_waiting_images(batches, size):
+    """At most K * (size - 1) images wait when a batch is pulled."""
     toy = Toy(batches, size)
     list(toy.run())
     assert len(toy.waiting) == len(batches) + 1
     assert max(toy.waiting) <= K * (size - 1)
 
 
-def test_pool_returns_batches_as_soon_as_possible():
-    """A batch comes out as soon as its images and the earlier batches are done."""
+def test_pooled_yields_batch_once_it_and_earlier_are_complete():
+    """A batch is yielded as soon as its images and all earlier batches are complete."""
     toy = Toy([[1, 1], [2, 1], [1, 1], [2, 1], [1, 1]], size=2)
     pulled = []
     for _ in toy.run():
@@ -123,8 +123,8 @@ def test_pool_returns_batches_as_soon_as_possible():
     assert pulled == [1, 4, 4, 4, 5]  # the two long ones share their second iteration
 
 
-def test_pool_runs_the_deepest_whole_slice_first():
-    """The deepest whole slice runs first and the shallowest one at the end."""
+def test_pooled_runs_deepest_full_slice_first():
+    """The full slice of the latest iteration runs first; at the end, the partial one of the earliest runs first."""
     toy, order = Toy([[4, 4, 1], [4, 3, 2], [4]], size=2), []
     advance = toy.advance
 
@@ -136,23 +136,23 @@ def test_pool_runs_the_deepest_whole_slice_first():
     assert order == [(0, 2), (1, 2), (2, 2), (3, 2), (0, 2), (0, 2), (1, 2), (2, 2), (0, 1), (1, 2), (2, 1), (3, 2)]
 
 
-def test_pool_size_defaults_to_the_first_batch():
-    """As many as come first run together where no size is given."""
+def test_pooled_without_size_uses_first_batch_size():
+    """Without a slice size, the size of the first batch that has images is used."""
     toy = Toy([[], [2, 2, 1], [2, 1, 1, 2], [1]], size=None)
     list(toy.run())
     assert [[len(numbers) for numbers in slices] for slices in toy.slices] == [[3, 3, 2], [3, 1], [], []]
 
 
 @pytest.mark.parametrize("batches", [[], [[]], [[], []]])
-def test_pool_nothing_runs_where_there_are_no_images(batches):
-    """Nothing runs where there are no images."""
+def test_pooled_runs_nothing_without_images(batches):
+    """No iteration runs where there are no images, and empty batches give empty results."""
     toy = Toy(batches, size=None)
     assert list(toy.run()) == batches
     assert toy.slices == [[], [], [], []]
 
 
-def test_pool_images_that_wait_hold_no_memory_of_those_that_left():
-    """Images that wait hold no memory of those that left."""
+def test_pool_take_releases_memory_of_taken_images():
+    """The images that a slice holds occupy no memory beyond their own size."""
     pool = Pool(1, 4)
     pool.add(0, RolloutState.start(torch.zeros(100, 3, 8, 8), ANY))
     pool.take(0)
