@@ -293,7 +293,7 @@ class Alit(nn.Module):
         """
         rows = [check_tokens(index, torch.as_tensor(row), self.config) for index, row in enumerate(tokens)]
         size = self.config.image_size
-        images = torch.empty(len(rows), 3, size, size, device=self.encoder.positions.device)
+        images = self.encoder.positions.new_empty(len(rows), 3, size, size)
         for length in sorted({len(row) for row in rows}):
             indices = [index for index, row in enumerate(rows) if len(row) == length]
             codes_BNC = self.to_codes(torch.stack([rows[index] for index in indices]))

@@ -1,4 +1,4 @@
-"""Shared iterations of a rollout without a model, of images that know how many iterations they need."""
+"""Images of several batches share iterations: without a model, each image knowing how many it needs, and with one."""
 
 from __future__ import annotations
 
@@ -10,11 +10,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lively_models import (
+    CONFIGS,
+    Work,
+    batches,
+    close,
+    images,
+    model_of,
+    same,
+    still_active,
+    thresholds,
+)
+from small_models import TINY
 from torch import Tensor
 
 from alit.encoding.criteria import parse
 from alit.encoding.pool import Pool, RolloutState, pooled
 from alit.encoding.results import ImageResult
+from alit.errors import CriterionError
 from alit.model.base import BaseTokens
 
 ANY = parse("l1:0.5")
@@ -163,3 +176,103 @@ def test_pool_take_releases_memory_of_taken_images():
         sizes.append(len(images))
         assert images.untyped_storage().nbytes() == images.nbytes
     assert sizes == [4] * 24 + [3]
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 100])
+@pytest.mark.parametrize(
+    ("model_name", "name"),
+    [(model_name, name) for model_name in CONFIGS for name in ("l1", "psnr", "code", "latent")]
+    + [("kl", "l1"), ("kl", "latent")],
+)
+def test_encode_batches_agrees_with_encode(model_name, name, batch_size):
+    """`encode_batches` returns for every batch what `encode` returns for it alone, and the same result every time."""
+    model, spec = model_of(model_name), thresholds(model_name, name)
+    inputs = batches(0, 5, 1, 0, 9, 2, 3, 0)
+    together = list(model.encode_batches(inputs, spec, batch_size))
+    assert len(together) == len(inputs)
+    for one, batch in zip(together, inputs, strict=True):
+        close(one, model.encode(batch, spec))
+    for one, again in zip(together, model.encode_batches(inputs, spec, batch_size), strict=True):
+        same(one, again)
+
+
+@pytest.mark.parametrize("model_name", [*CONFIGS, "kl"])
+@pytest.mark.parametrize("length", TINY.lengths)
+def test_encode_batches_fixed_agrees_with_encode(model_name, length):
+    """`encode_batches` with `fixed:N` returns for every batch what `encode` returns for it alone."""
+    model, inputs = model_of(model_name), batches(3, 0, 6)
+    for one, batch in zip(model.encode_batches(inputs, f"fixed:{length}", 4), inputs, strict=True):
+        close(one, model.encode(batch, f"fixed:{length}"))
+
+
+def test_encode_batches_accepts_none_and_empty_batches():
+    """`encode_batches` returns no result for no batches, and an empty result for an empty batch."""
+    model = model_of("quantized")
+    assert list(model.encode_batches([])) == []
+    assert [len(encoded) for encoded in model.encode_batches(batches(0, 0), "l1:0")] == [0, 0]
+    same(next(model.encode_batches(batches(0))), model.encode(images()[:0]))
+
+
+@pytest.mark.parametrize("model_name", ["quantized", "sampled"])
+def test_encode_batches_fills_slices_of_late_iterations(work, monkeypatch, model_name):
+    """Late iterations of small batches run on full slices, with less than 0.7 times the encoder calls."""
+    model, spec = model_of(model_name), thresholds(model_name, "l1")
+    inputs = batches(*[4] * 16)
+    alone = [still_active(model.encode(batch, spec)) for batch in inputs]
+    needed = [sum(rows[k] for rows in alone if len(rows) > k) for k in range(4)]
+    assert needed[0] == 64
+    assert needed[3] >= 8
+    found, slices, base_rows, encode = work(model), [[] for _ in range(4)], [], model.base.encode
+    iterate = model.encoder.iterate
+
+    def watched(x_BSD: Tensor) -> Tensor:
+        slices[(x_BSD.shape[1] - 1 - 64) // 4 - 1].append(len(x_BSD))
+        return iterate(x_BSD)
+
+    monkeypatch.setattr(model.encoder, "iterate", watched)
+    monkeypatch.setattr(model.base, "encode", lambda x: (base_rows.append(len(x)), encode(x))[1])
+    encoded = list(model.encode_batches(inputs, spec, 8))
+    assert [still_active(one) for one in encoded] == alone
+    assert slices == [[8] * (rows // 8) + ([rows % 8] if rows % 8 else []) for rows in needed]
+    assert base_rows == [8] * 8
+    assert found.encoder == found.latent_decoder == found.pixel_decoder
+    assert len(found.encoder) < 0.7 * sum(map(len, alone))
+
+
+def test_encode_batches_fixed_runs_no_decoder(work):
+    """`encode_batches` with `fixed:N` runs no decoder, and no iteration beyond length N."""
+    model = model_of("quantized")
+    found = work(model)
+    list(model.encode_batches(batches(4, 4, 4, 4, 3), "fixed:12", 8))
+    assert found == Work([8] * 6 + [3] * 3, [], [])
+
+
+def test_encode_batches_is_lazy_and_leaks_no_inference_mode():
+    """`encode_batches` yields a complete batch before it pulls the next one, and never yields in inference mode."""
+    pulled = []
+
+    def source() -> Iterator[Tensor]:
+        for batch in batches(2, 2, 2):
+            assert not torch.is_inference_mode_enabled()
+            pulled.append(len(batch))
+            yield batch
+
+    stream = model_of("quantized").encode_batches(source(), "fixed:8")
+    assert pulled == []
+    for count, encoded in enumerate(stream, 1):
+        assert not torch.is_inference_mode_enabled()
+        assert (len(encoded), len(pulled)) == (2, count)
+
+
+@pytest.mark.unchecked
+def test_encode_batches_rejects_invalid_arguments():
+    """`encode_batches` rejects an invalid batch size or criterion at once, and invalid images when it pulls them."""
+    model = model_of("quantized")
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        model.encode_batches([], batch_size=0)
+    with pytest.raises(CriterionError, match="fixed:5"):
+        model.encode_batches([], "fixed:5")
+    stream = model.encode_batches([images(), images()[:, :2]], "fixed:4")
+    assert len(next(stream)) == 7
+    with pytest.raises(ValueError, match=r"images must have the shape \(batch, 3, 16, 16\), got \(7, 2, 16, 16\)"):
+        next(stream)
