@@ -60,7 +60,7 @@ check: $(INSTALLED) ## lint, formatting, types, imports between packages, spelli
 
 docs: $(INSTALLED) ## build the documentation into ./site and check its links
 	@echo "docs: mkdocs build --strict"
-	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 clean: ## remove what the other targets made, except .venv
 	@echo "clean: build products, caches, ./demo, ./site"
