@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import math
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -22,7 +22,6 @@ from lively_models import (
     PIXELS,
     STRICTEST,
     Work,
-    batches,
     close,
     images,
     images_u8,
@@ -38,6 +37,7 @@ from torch import Tensor
 from alit.encoding.criteria import Candidate, Criterion, parse
 from alit.encoding.results import Encoded
 from alit.errors import CriterionError
+from alit.model.base import BaseTokens
 from alit.tokenizer import Alit
 
 
@@ -58,32 +58,46 @@ def ssim_by_hand(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.mean(values))
 
 
+class Alone(NamedTuple):
+    """One image at one length, computed alone."""
+
+    image: Tensor  # [3, H, W]
+    base: BaseTokens
+    predictions_GO: Tensor
+    reconstruction: Tensor  # [3, H, W]
+
+
+@cache
 @torch.no_grad()
-def score_by_hand(model: Alit, name: str, image: Tensor, tokens: Tensor) -> float:
-    """The score of one image [3, H, W] at the length of its tokens [N], alone."""
-    codes_BNC = model.to_codes(tokens[None])
+def computed_alone(model_name: str) -> list[list[Alone]]:
+    """Returns every image at every length."""
+    model, rows = model_of(model_name), []
+    for image in images():
+        base = model.base.encode(image[None])
+        codes = [model.to_codes(tokens_BN) for tokens_BN in model.encode_all(image[None])]
+        rows.append([Alone(image, base, model.decoder(c)[0], model.reconstruct(c)[0]) for c in codes])
+    return rows
+
+
+def score_by_hand(model: Alit, name: str, alone: Alone) -> float:
+    """Returns the score of one image at one length."""
     if name in PIXELS:
-        x, y = image.double().numpy(), model.reconstruct(codes_BNC)[0].double().numpy()
+        x, y = alone.image.numpy(), alone.reconstruction.numpy()
         mse = ((x - y) ** 2).mean()
         if name == "ssim":
             return ssim_by_hand(x, y)
         return {"l1": np.abs(x - y).mean(), "mse": mse, "psnr": 10 * math.log10(1 / mse)}[name]
-    base, predictions_BGO = model.base.encode(image[None]), model.decoder(codes_BNC)
     if name == "code":
-        return (predictions_BGO.argmax(-1) != base.ids_BG).double().mean().item()
-    mean_GD = predictions_BGO[0].double().softmax(-1) @ model.base.codebook.weight.double()
-    target_GD = model.base.codebook.weight[base.ids_BG[0]].double()
-    return ((mean_GD - target_GD) ** 2).mean().sqrt().item()
+        return (alone.predictions_GO.argmax(-1) != alone.base.ids_BG[0]).double().mean().item()
+    rows_VD = model.base.codebook.weight.detach()
+    mean_GD = alone.predictions_GO.softmax(-1) @ rows_VD
+    return ((mean_GD - rows_VD[alone.base.ids_BG[0]]) ** 2).mean().sqrt().item()
 
 
-@cache
 def reference(model_name: str, name: str) -> np.ndarray:
-    """Scores [B, K] of every image at every length, one by one."""
+    """Returns the scores [B, K] of every image at every length, one by one."""
     model = model_of(model_name)
-    scores = [
-        [score_by_hand(model, name, image, ids[0]) for ids in model.encode_all(image[None])] for image in images()
-    ]
-    return np.array(scores)
+    return np.array([[score_by_hand(model, name, alone) for alone in row] for row in computed_alone(model_name)])
 
 
 @pytest.mark.parametrize("name", STRICTEST)
@@ -148,7 +162,7 @@ def test_encode_all_shorter_code_is_no_prefix():
 
 def test_encode_accepts_criterion_as_text_parsed_or_default():
     """A criterion as text, the same one parsed and the config's default give the same result."""
-    model = lively(dataclasses.replace(TINY, criterion=thresholds("quantized", "l1")))
+    model = lively(dataclasses.replace(CONFIGS["quantized"], criterion=thresholds("quantized", "l1")))
     text = model.encode(images(), model.config.criterion)
     same(text, model.encode(images(), parse(model.config.criterion)))
     same(text, model.encode(images()))
@@ -341,15 +355,16 @@ def test_continuous_latents_encode_to_codes_and_decode():
 
 
 def everything(model: Alit) -> list[Tensor]:
-    encoded = model.encode(images(), "l1:0.2")
-    tokens = encoded.split()
+    """Returns the outputs of every inference method."""
+    few = images()[:4]
+    encoded = model.encode(few, "l1:0.2")
     return [
         encoded.tokens,
         encoded.trace,
-        *(one.trace for one in model.encode_batches(batches(3, 4), "l1:0.2", 2)),
-        *model.encode_all(images()),
-        model.decode(tokens),
-        *model.attention_maps(images()),
+        *(one.trace for one in model.encode_batches(few.split([1, 3]), "l1:0.2", 2)),
+        *model.encode_all(few),
+        model.decode(encoded.split()),
+        *model.attention_maps(few),
     ]
 
 

@@ -18,11 +18,12 @@ from alit.model.config import AlitConfig, KLConfig
 from alit.model.vqgan import VQGAN
 from alit.tokenizer import Alit
 
-CONTINUOUS = dataclasses.replace(TINY, codebook_size=None)
-DETERMINISTIC = dataclasses.replace(TINY, halting="deterministic", halting_threshold=0.04)
-SAMPLED = dataclasses.replace(TINY, halting="sampled", halting_threshold=0.0)
-KL = dataclasses.replace(TINY, base=KLConfig(channels=(32, 32), blocks=1, latent_dim=4))
-CONFIGS = {"quantized": TINY, "continuous": CONTINUOUS, "deterministic": DETERMINISTIC, "sampled": SAMPLED}
+SHALLOW = dataclasses.replace(TINY, depth=1)
+CONTINUOUS = dataclasses.replace(SHALLOW, codebook_size=None)
+DETERMINISTIC = dataclasses.replace(SHALLOW, halting="deterministic", halting_threshold=0.04)
+SAMPLED = dataclasses.replace(SHALLOW, halting="sampled", halting_threshold=0.0)
+KL = dataclasses.replace(SHALLOW, base=KLConfig(channels=(32, 32), blocks=1, latent_dim=4))
+CONFIGS = {"quantized": SHALLOW, "continuous": CONTINUOUS, "deterministic": DETERMINISTIC, "sampled": SAMPLED}
 # each with a threshold that no image meets
 STRICTEST = {"l1": "l1:0", "mse": "mse:0", "psnr": "psnr:100", "ssim": "ssim:1", "code": "code:0", "latent": "latent:0"}
 PIXELS = ("l1", "mse", "psnr", "ssim")

@@ -19,9 +19,9 @@ from alit.training.objectives import objective_for
 from alit.training.recipes import BaseRecipe, DistillRecipe, FinetuneRecipe, Recipe
 from alit.training.trainer import Trainer, TrainingBatch
 
-BATCH = 16
-STEPS = 12
-GAN = {"gan_weight": 0.5, "gan_from": 4, "gan_ramp": 4, "discriminator_width": 8, "discriminator_layers": 2}
+BATCH = 8
+STEPS = 8
+GAN = {"gan_weight": 0.5, "gan_from": 3, "gan_ramp": 3, "discriminator_width": 8, "discriminator_layers": 2}
 COMMON: dict[str, Any] = {
     "steps": 40,
     "batch_size": BATCH,
@@ -45,13 +45,13 @@ CASES: dict[str, tuple[AlitConfig, Recipe]] = {
 
 
 def global_batch(step: int) -> Tensor:
-    """Smooth images, uint8 [16, 3, 16, 16]; other ones each step."""
+    """Returns smooth images, uint8 [8, 3, 16, 16], different ones each step."""
     coarse = torch.rand(BATCH, 3, 4, 4, generator=torch.Generator().manual_seed(step))
     return (255 * nn.functional.interpolate(coarse, size=16, mode="bicubic").clamp(0, 1)).to(torch.uint8)
 
 
 def trainer_of(case: str, **changes: Any) -> Trainer:
-    """A case's trainer with its initial values, the same on every worker; revivals happen within the few steps."""
+    """Returns a case's trainer with its initial values, the same on every worker; it revives codes within the steps."""
     config, recipe = CASES[case]
     recipe = dataclasses.replace(recipe, **changes)
     with torch.random.fork_rng():
@@ -59,21 +59,21 @@ def trainer_of(case: str, **changes: Any) -> Trainer:
         model = Alit(config).double()
         if case != "base-kl":
             with torch.no_grad():
-                latents = (
-                    model.base.encode(global_batch(0).double() / 255).latents_BDhw.permute(0, 2, 3, 1).flatten(0, 2)
-                )
+                images = global_batch(0).double() / 255
+                latents = model.base.encode(images).latents_BDhw.permute(0, 2, 3, 1).flatten(0, 2)
                 model.base.codebook.weight.copy_(latents[torch.randperm(len(latents))[:32]])
     objective = objective_for(model, recipe)
     if objective.adversary is not None:
         objective.adversary.discriminator.double()
-    if objective.revival is not None:
-        # revived rows are drawn with replacement, and rounding chooses between equal ones: the base's are few enough
-        objective.revival.every, objective.revival.floor = 5, 0.05 if case == "base" else 0.3
+    if (revival := objective.revival) is not None:
+        # four codes are revived: rows are drawn with replacement, and rounding would choose between equal ones
+        revival.every = 3
+        revival.usage.fill_(1 / len(revival.usage))[:4] = 0
     return Trainer(model, objective, recipe)
 
 
 def train(case: str, rank: int, workers: int, **changes: Any) -> dict[str, Any]:
-    """Losses of all steps, averaged over workers, and the state at the end."""
+    """Returns the losses of all steps, averaged over workers, and the state at the end."""
     from alit.training import distributed
 
     torch.set_num_threads(1)

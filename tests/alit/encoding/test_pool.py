@@ -5,28 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lively_models import (
-    CONFIGS,
-    Work,
-    batches,
-    close,
-    images,
-    model_of,
-    same,
-    still_active,
-    thresholds,
-)
+from lively_models import CONFIGS, Work, batches, close, images, model_of, same, still_active, thresholds
 from small_models import TINY
 from torch import Tensor
 
 from alit.encoding.criteria import parse
 from alit.encoding.pool import Pool, RolloutState, pooled
-from alit.encoding.results import ImageResult
+from alit.encoding.results import Encoded, ImageResult
 from alit.errors import CriterionError
 from alit.model.base import BaseTokens
 
@@ -178,7 +169,16 @@ def test_pool_take_releases_memory_of_taken_images():
     assert sizes == [4] * 24 + [3]
 
 
-@pytest.mark.parametrize("batch_size", [1, 8, 100])
+SIZES = (0, 3, 1, 0, 4, 0)
+
+
+@cache
+def alone(model_name: str, spec: str) -> list[Encoded]:
+    """Returns the results of batches of these sizes, each encoded alone."""
+    return [model_of(model_name).encode(batch, spec) for batch in batches(*SIZES)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
 @pytest.mark.parametrize(
     ("model_name", "name"),
     [(model_name, name) for model_name in CONFIGS for name in ("l1", "psnr", "code", "latent")]
@@ -187,11 +187,11 @@ def test_pool_take_releases_memory_of_taken_images():
 def test_encode_batches_agrees_with_encode(model_name, name, batch_size):
     """`encode_batches` returns for every batch what `encode` returns for it alone, and the same result every time."""
     model, spec = model_of(model_name), thresholds(model_name, name)
-    inputs = batches(0, 5, 1, 0, 9, 2, 3, 0)
+    inputs = batches(*SIZES)
     together = list(model.encode_batches(inputs, spec, batch_size))
     assert len(together) == len(inputs)
-    for one, batch in zip(together, inputs, strict=True):
-        close(one, model.encode(batch, spec))
+    for one, other in zip(together, alone(model_name, spec), strict=True):
+        close(one, other)
     for one, again in zip(together, model.encode_batches(inputs, spec, batch_size), strict=True):
         same(one, again)
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lively_models import (
-    model_of,
-)
+from lively_models import model_of
 
 
 @pytest.mark.parametrize(

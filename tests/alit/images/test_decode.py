@@ -10,17 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_images import (
-    SIDE,
-    SMALL_FILES,
-    attempt,
-    file_of,
-    noise,
-    pixels_of,
-    reason_of,
-    smooth,
-    waves,
-)
+from made_images import SIDE, SMALL_FILES, attempt, file_of, noise, pixels_of, reason_of, smooth, waves
 from PIL import Image
 
 from alit.errors import ConfigError

@@ -5,12 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from made_images import (
-    SIDE,
-    noise,
-    pixels_of,
-    smooth,
-)
+from made_images import SIDE, noise, pixels_of, smooth
 
 from alit.images.encode import encode_image, to_uint8
 

@@ -9,16 +9,7 @@ import tracemalloc
 import zlib
 
 import pytest
-from made_images import (
-    SIDE,
-    SMALL_FILES,
-    attempt,
-    file_of,
-    png_of,
-    reason_of,
-    tiff_of,
-    waves,
-)
+from made_images import SIDE, SMALL_FILES, attempt, file_of, png_of, reason_of, tiff_of, waves
 from PIL import Image
 
 from alit.images.decode import DecodedImage, decode_image

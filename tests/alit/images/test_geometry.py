@@ -6,16 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from made_images import (
-    SIDE,
-    STORED_AS,
-    assert_a_close_draft,
-    file_of,
-    noise,
-    pixels_of,
-    smooth,
-    waves,
-)
+from made_images import SIDE, STORED_AS, assert_a_close_draft, file_of, noise, pixels_of, smooth, waves
 from PIL import Image
 
 from alit.images.decode import decode_image

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import torch
-from lively_models import (
-    images,
-    model_of,
-)
+from lively_models import images, model_of
 from torch import nn
 
 

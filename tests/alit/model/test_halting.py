@@ -6,13 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from lively_models import (
-    CONFIGS,
-    SAMPLED,
-    images,
-    lively,
-    model_of,
-)
+from lively_models import CONFIGS, SAMPLED, images, lively, model_of
 from small_models import TINY
 
 from alit.model.halting import fixed_noise, halting_mask

@@ -7,14 +7,7 @@ import copy
 import pytest
 import torch
 from small_models import TINY
-from small_trainers import (
-    GAN,
-    batch,
-    common,
-    images_u8,
-    same_state,
-    trainer_of,
-)
+from small_trainers import GAN, batch, common, images_u8, same_state, trainer_of
 from torch import nn
 
 from alit.training.adversarial import DiscriminatorPerLength, PatchDiscriminator, adaptive_weight

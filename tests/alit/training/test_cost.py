@@ -5,11 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from small_models import TINY
-from small_trainers import (
-    GAN,
-    common,
-    fresh,
-)
+from small_trainers import GAN, common, fresh
 
 from alit.training.cost import cost
 from alit.training.objectives import objective_for

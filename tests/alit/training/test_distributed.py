@@ -51,20 +51,12 @@ def test_two_workers_train_as_one(pairs, sharding, case):
     one = alone(case)
     two = torch.load(pairs / f"{case}-{sharding}.pt", weights_only=True)
     assert len(two["losses"]) == STEPS
-    assert two["losses"] == pytest.approx(one["losses"], rel=1e-7)  # all of it is computed in float64
-    # Adam walks as far per step whatever the gradient: the few parameters whose gradient is nothing but rounding, such
-    # as biases before a norm, walk anywhere. All the others together must arrive where they arrive alone
-    start = worker_pairs.trainer_of(case).state_dict()
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-12)  # all of it is computed in float64
     for part in ("model", "average", "discriminator"):
-        moved = sum(float((tensor - start[part][name]).abs().sum()) for name, tensor in one["state"][part].items())
-        apart = sum(
-            float((tensor - two["state"][part][name]).abs().sum()) for name, tensor in one["state"][part].items()
-        )
-        assert apart <= 1e-4 * moved, part
-    if one["state"]["revival"]:
-        torch.testing.assert_close(
-            two["state"]["revival"]["usage"], one["state"]["revival"]["usage"], atol=1e-6, rtol=0
-        )
+        torch.testing.assert_close(two["state"][part], one["state"][part], rtol=1e-9, atol=1e-11)
+    if usage := one["state"]["revival"]:
+        assert (usage["usage"][:4] > 0).all()  # codes were revived
+        torch.testing.assert_close(two["state"]["revival"], usage, rtol=0, atol=1e-7)
 
 
 def test_sharded_state_is_resumed_by_one_worker(pairs):

@@ -6,12 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from small_trainers import (
-    HALTING,
-    fresh,
-    images_u8,
-    same_state,
-)
+from small_trainers import HALTING, fresh, images_u8, same_state
 
 from alit.tokenizer import Alit
 from alit.training.initialization import initialize_locally

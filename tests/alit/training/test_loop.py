@@ -6,11 +6,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 import pytest
-from small_trainers import (
-    batches,
-    common,
-    trainer_of,
-)
+from small_trainers import batches, common, trainer_of
 from torch import Tensor
 
 from alit.errors import TrainingError

@@ -8,15 +8,7 @@ import dataclasses
 import pytest
 import torch
 from small_models import TINY
-from small_trainers import (
-    GAN,
-    batch,
-    common,
-    fresh,
-    losses_of,
-    same_state,
-    trainer_of,
-)
+from small_trainers import GAN, batch, common, fresh, losses_of, same_state, trainer_of
 
 from alit.metrics.lpips import Perceptual
 from alit.model.config import KLConfig

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import torch
-from small_trainers import (
-    common,
-    images_u8,
-    losses_of,
-    trainer_of,
-)
+from small_trainers import common, images_u8, losses_of, trainer_of
 
 from alit.training.recipes import BaseRecipe
 from alit.training.revival import CodeRevival

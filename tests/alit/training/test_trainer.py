@@ -10,17 +10,7 @@ from typing import Any
 import pytest
 import torch
 from small_models import TINY
-from small_trainers import (
-    GAN,
-    HALTING,
-    batch,
-    common,
-    fresh,
-    images_u8,
-    losses_of,
-    same_state,
-    trainer_of,
-)
+from small_trainers import GAN, HALTING, batch, common, fresh, images_u8, losses_of, same_state, trainer_of
 from torch import Tensor
 
 from alit.errors import TrainingError
