@@ -75,8 +75,8 @@ def through_parquet(folder: Path, rows: pa.RecordBatch) -> Path:
 # ---------------------------------------------------------------- the schema
 
 
-def test_dataset_schema_is_that_of_format_1():
-    """The schema is that of format 1."""
+def test_token_schema_is_that_of_format_1():
+    """The columns of a token file have the names and types of format 1."""
     found = {field.name: str(field.type) for field in token_schema(METADATA)}
     assert found == {
         "id": "string",
@@ -90,26 +90,26 @@ def test_dataset_schema_is_that_of_format_1():
     }
 
 
-def test_dataset_only_the_score_may_be_null():
-    """Only the score may be null."""
+def test_token_schema_allows_null_scores_only():
+    """The score is the only column that may be null."""
     assert [field.name for field in token_schema(METADATA) if field.nullable] == ["score"]
 
 
-def test_dataset_rejects_have_an_id_a_reason_and_a_message():
-    """Rejects have an id a reason and a message."""
+def test_reject_schema_has_id_reason_and_message():
+    """A reject has an id, a reason and a message, none of which may be null."""
     found = {field.name: (str(field.type), field.nullable) for field in reject_schema(METADATA)}
     assert found == {name: ("string", False) for name in ("id", "reason", "message")}
 
 
-def test_dataset_kept_columns_come_after_ours_with_their_types():
-    """Kept columns come after ours with their types."""
+def test_schemas_append_kept_columns():
+    """Columns that are kept from the input follow the columns of the format, with their types."""
     kept = [pa.field("label", pa.int16()), pa.field("tags", pa.list_(pa.string()))]
     for schema in (token_schema(METADATA, kept), reject_schema(METADATA, kept)):
         assert list(schema)[-2:] == kept
 
 
-def test_dataset_file_carries_the_metadata_as_json_under_alit(tmp_path):
-    """Every file carries the metadata as JSON under alit."""
+def test_files_hold_the_metadata_as_json(tmp_path):
+    """Every file has the metadata as JSON under the key `alit`."""
     path = through_parquet(tmp_path, packed(made_up()))
     found = json.loads(pq.read_schema(path).metadata[b"alit"])
     assert found["format"] == 1
@@ -120,8 +120,8 @@ def test_dataset_file_carries_the_metadata_as_json_under_alit(tmp_path):
 # ---------------------------------------------------------------- packing
 
 
-def test_dataset_packed_rows_come_back_from_parquet(tmp_path):
-    """Packed rows come back from parquet."""
+def test_pack_survives_parquet(tmp_path):
+    """Packed rows are read from Parquet with the same values and types."""
     table = pq.read_table(through_parquet(tmp_path, packed(made_up())))
     assert table.schema.equals(token_schema(METADATA), check_metadata=False)
     assert table.to_pydict() == {
@@ -140,8 +140,8 @@ def test_dataset_packed_rows_come_back_from_parquet(tmp_path):
     }
 
 
-def test_dataset_pandas_reads_the_tokens_with_no_code_of_ours(tmp_path):
-    """Pandas reads the tokens with no code of ours."""
+def test_pandas_reads_tokens_without_this_library(tmp_path):
+    """Pandas alone reads tokens, numbers of tokens and traces."""
     frame = pd.read_parquet(through_parquet(tmp_path, packed(made_up())))
     assert [list(row) for row in frame["tokens"]] == [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11], [12, 13]]
     assert frame["num_tokens"].tolist() == frame["tokens"].map(len).tolist() == [4, 8, 2]
@@ -150,7 +150,7 @@ def test_dataset_pandas_reads_the_tokens_with_no_code_of_ours(tmp_path):
 
 
 def test_pack_of_a_fixed_length_has_no_score_and_trace(tmp_path):
-    """A fixed length has a null score and an empty trace."""
+    """Images of a fixed length have a null score and an empty trace, and are satisfied."""
     encoded = model().encode(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "fixed:4")
     table = pq.read_table(through_parquet(tmp_path, packed(encoded)))
     assert table["score"].to_pylist() == [None, None]
@@ -159,7 +159,7 @@ def test_pack_of_a_fixed_length_has_no_score_and_trace(tmp_path):
 
 
 def test_pack_keeps_scores_that_are_nan():
-    """A score that is NaN stays NaN and its trace stays whole."""
+    """A score of NaN stays NaN instead of null, and its trace keeps its length."""
     encoded = made_up()
     encoded.trace[0, :2] = torch.tensor([NAN, NAN])
     encoded.score[0] = NAN
@@ -169,14 +169,14 @@ def test_pack_keeps_scores_that_are_nan():
     assert len(rows["trace"][0]) == 2
 
 
-def test_dataset_no_images_pack_to_no_rows():
-    """No images pack to no rows."""
+def test_pack_of_no_images_has_no_rows():
+    """A batch of no images packs to no rows."""
     encoded = model().encode(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), "l1:0.2")
     assert packed(encoded).num_rows == 0
 
 
-def test_dataset_largest_codebook_fits():
-    """The largest codebook fits."""
+def test_pack_holds_the_largest_ids():
+    """The ids of a codebook of 65,536 codes fit."""
     encoded = made_up()
     encoded.tokens[:] = 65535
     assert packed(encoded)["tokens"].to_pylist()[2] == [65535, 65535]
@@ -185,7 +185,7 @@ def test_dataset_largest_codebook_fits():
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 65535), max_size=9), max_size=6), st.data())
 def test_token_rows_of_slices_and_chunks(rows, data):
-    """Token rows are what was written also in slices and chunks."""
+    """`token_rows` returns the rows that were written, also of slices and of chunked columns."""
     column = pa.array(rows, pa.list_(pa.uint16()))
     start = data.draw(st.integers(0, len(rows)))
     assert [row.tolist() for row in token_rows(column.slice(start))] == rows[start:] or rows[start:] == []
@@ -208,15 +208,15 @@ JSON = st.dictionaries(TEXT, TEXT | st.integers() | st.booleans() | st.lists(st.
         | {"iterations": st.integers(1, 256), "preprocessing": JSON}
     )
 )
-def test_dataset_metadata_survives_its_bytes(fields):
-    """Metadata survives its bytes."""
+def test_metadata_survives_its_bytes(fields):
+    """Any metadata is read from its bytes as it was, with format 1."""
     metadata = Metadata(**fields)
     assert Metadata.from_bytes(metadata.to_bytes(), "here") == metadata
     assert metadata.format == 1
 
 
-def test_metadata_bits_per_token_are_log2_of_the_codebook():
-    """Information per token is the logarithm of the codebook."""
+def test_metadata_bits_per_token():
+    """A token has as many bits as the logarithm of the codebook's size."""
     assert METADATA.bits_per_token == 4
 
 
@@ -234,8 +234,8 @@ def test_metadata_bits_per_token_are_log2_of_the_codebook():
         (json.dumps({"format": 1}).encode(), "cannot be read"),
     ],
 )
-def test_dataset_metadata_of_another_format_is_refused(data, expected):
-    """Metadata of another format is refused."""
+def test_metadata_refuses_other_formats(data, expected):
+    """Metadata that is missing, damaged or of another format is refused with the name of the file."""
     with pytest.raises(DatasetError, match=re.escape(expected)):
         Metadata.from_bytes(data, "here.parquet")
 
@@ -245,18 +245,18 @@ def test_dataset_metadata_of_another_format_is_refused(data, expected):
 
 @pytest.mark.parametrize("name", sorted(OWN_NAMES))
 def test_kept_name_prefixes_columns_that_collide(name):
-    """An input column that collides with ours gets a prefix."""
+    """A column of the input that has the name of a column of the format gets the prefix `input_`."""
     assert kept_name(name) == f"input_{name}"
 
 
 @pytest.mark.parametrize("name", ["label", "ID", "input_id", "Width", "image", ""])
-def test_dataset_other_input_columns_keep_their_names(name):
-    """Other input columns keep their names."""
+def test_kept_name_leaves_other_columns(name):
+    """All other columns of the input keep their names."""
     assert kept_name(name) == name
 
 
-def test_dataset_our_names_are_those_of_both_schemas():
-    """Our names are those of both schemas."""
+def test_own_names_are_those_of_both_schemas():
+    """`OWN_NAMES` has the columns of both schemas."""
     assert {*token_schema(METADATA).names, *reject_schema(METADATA).names} == OWN_NAMES
 
 
@@ -284,41 +284,41 @@ def dataset(tmp_path) -> TokenDataset:
     return TokenDataset(write_dataset(tmp_path / "tokens"))
 
 
-def test_dataset_knows_what_made_it_and_how_many_images_it_has(dataset):
-    """A dataset knows what made the network and how many images the network has."""
+def test_dataset_reads_metadata_and_length(dataset):
+    """A dataset has its metadata and its number of images."""
     assert dataset.metadata == METADATA
     assert len(dataset) == 6
 
 
-def test_dataset_rows_are_in_the_order_of_writing(dataset):
-    """Rows come in the order in which they were written."""
+def test_table_has_the_rows_in_order(dataset):
+    """`table` has all columns, and the rows in the order in which they were written."""
     table = dataset.table()
     assert table.schema.names == token_schema(METADATA).names
     assert table["id"].to_pylist() == [f"folder/{i}.jpg" for i in range(6)]
 
 
-def test_dataset_columns_and_rows_can_be_chosen(dataset):
-    """Columns and rows can be chosen."""
+def test_table_selects_columns_and_rows(dataset):
+    """`table` reads some columns only, and the rows that pass a filter."""
     table = dataset.table(["id", "num_tokens"], filter=ds.field("num_tokens") <= 4)
     assert table.to_pydict() == {"id": [f"folder/{i}.jpg" for i in (0, 2, 3, 5)], "num_tokens": [4, 2, 4, 2]}
 
 
-def test_dataset_batches_give_the_same_rows_a_few_at_a_time(dataset):
-    """Batches give the same rows a few at a time."""
+def test_batches_have_the_rows_of_the_table(dataset):
+    """`batches` yields the rows of `table`, at most as many at once as requested."""
     batches = list(dataset.batches(2, columns=["id", "tokens"]))
     assert max(batch.num_rows for batch in batches) == 2
     assert pa.Table.from_batches(batches).to_pydict() == dataset.table(["id", "tokens"]).to_pydict()
 
 
-def test_dataset_rejects_are_read_apart_from_tokens(dataset):
-    """Rejects are read apart from tokens."""
+def test_rejects_are_read_separately(dataset):
+    """`rejects` has the images that have no tokens."""
     assert dataset.rejects().to_pylist() == [
         {"id": "broken.jpg", "reason": "not_an_image", "message": "no image format is known"}
     ]
 
 
-def test_dataset_rows_decode_as_the_model_decodes_their_ids(dataset):
-    """Rows decode as the model decodes their ids."""
+def test_decode_equals_that_of_the_model(dataset):
+    """Rows of tables, slices and batches are decoded as the model decodes their ids."""
     table = dataset.table(["tokens"])
     expected = model().decode(table["tokens"].to_pylist())
     assert torch.equal(dataset.decode(weights(), table), expected)
@@ -328,7 +328,7 @@ def test_dataset_rows_decode_as_the_model_decodes_their_ids(dataset):
 
 
 def test_dataset_refuses_other_weights(dataset):
-    """Other weights than those that made the network are refused."""
+    """Weights other than those that made the dataset are refused with both fingerprints."""
     dataset.require(METADATA.fingerprint)
     for attempt in (
         lambda: dataset.require("cd" * 32),
@@ -340,16 +340,16 @@ def test_dataset_refuses_other_weights(dataset):
             attempt()
 
 
-def test_dataset_may_be_on_any_filesystem(tmp_path):
-    """A dataset may be on any filesystem."""
+def test_dataset_reads_any_filesystem(tmp_path):
+    """A dataset is read through any filesystem of Arrow."""
     write_dataset(tmp_path / "tokens")
     elsewhere = TokenDataset("tokens", pa.fs.SubTreeFileSystem(str(tmp_path), pa.fs.LocalFileSystem()))
     assert elsewhere.table()["id"].to_pylist() == TokenDataset(tmp_path / "tokens").table()["id"].to_pylist()
     assert elsewhere.rejects().num_rows == 1
 
 
-def test_dataset_of_no_images_has_the_columns_of_one(tmp_path):
-    """A dataset of no images has the columns of one."""
+def test_dataset_of_no_images_has_all_columns(tmp_path):
+    """A dataset without images has the same columns as any other one."""
     empty = TokenDataset(write_dataset(tmp_path / "tokens", files=0))
     assert len(empty) == 0
     assert empty.table().schema.equals(token_schema(METADATA), check_metadata=False)
@@ -358,8 +358,8 @@ def test_dataset_of_no_images_has_the_columns_of_one(tmp_path):
     assert empty.decode(weights(), empty.table()).shape == (0, 3, 8, 8)
 
 
-def test_dataset_without_rejects_has_none(tmp_path):
-    """A dataset without rejects has none."""
+def test_dataset_without_rejects_has_an_empty_table(tmp_path):
+    """A dataset without rejects has an empty table of them."""
     folder = write_dataset(tmp_path / "tokens")
     (folder / "_rejects" / "part-00000.parquet").unlink()
     (folder / "_rejects").rmdir()
@@ -369,8 +369,8 @@ def test_dataset_without_rejects_has_none(tmp_path):
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_dataset_refuses_a_folder_without_a_manifest(tmp_path, exists):
-    """A folder without a manifest is no complete dataset."""
+def test_dataset_refuses_folders_without_manifest(tmp_path, exists):
+    """A folder that is missing or has no manifest is refused as incomplete."""
     folder = tmp_path / "tokens"
     if exists:
         write_dataset(folder)
@@ -391,8 +391,8 @@ def test_dataset_refuses_a_folder_without_a_manifest(tmp_path, exists):
     ],
 )
 @pytest.mark.unchecked
-def test_dataset_manifest_that_is_none_is_refused(tmp_path, manifest, expected):
-    """A manifest that is none is refused."""
+def test_dataset_refuses_damaged_manifests(tmp_path, manifest, expected):
+    """A manifest that is no JSON, has no metadata or is of another format is refused with the cause."""
     folder = write_dataset(tmp_path / "tokens")
     (folder / "_manifest.json").write_text(manifest)
     with pytest.raises(DatasetError, match=expected):

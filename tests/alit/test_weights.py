@@ -45,8 +45,8 @@ def sentence(folder: Path) -> str:
 # ---------------------------------------------------------------- there and back
 
 
-def test_weights_in_fp32_are_mapped_so_that_processes_share_them(folder):
-    """Weights in fp32 are mapped so that processes share them."""
+def test_load_weights_maps_float32_files(folder):
+    """Weights in float32 are mapped into memory, so that processes share them."""
     loaded = load_weights(folder)
     maps = Path("/proc/self/maps").read_text().splitlines()
     spans = [line.split()[0].split("-") for line in maps if line.endswith(str(folder / "model.safetensors"))]
@@ -54,8 +54,8 @@ def test_weights_in_fp32_are_mapped_so_that_processes_share_them(folder):
     assert all(where[0] <= tensor.data_ptr() < where[1] for tensor in loaded.model.parameters())
 
 
-def test_weights_come_back_bit_by_bit(folder):
-    """Weights come back bit by bit."""
+def test_weights_survive_saving_bitwise(folder):
+    """Every tensor, the config and the provenance are loaded as they were saved."""
     loaded = load_weights(folder)
     state = loaded.model.state_dict()
     assert state.keys() == model().state_dict().keys()
@@ -66,8 +66,8 @@ def test_weights_come_back_bit_by_bit(folder):
     assert (loaded.model.config, loaded.provenance, loaded.folder) == (TINY, PROVENANCE, folder)
 
 
-def test_weights_loaded_give_the_same_tokens_and_train(folder):
-    """Loaded weights give the same tokens and can be trained further."""
+def test_loaded_model_encodes_and_can_be_trained(folder):
+    """A loaded model gives the same tokens, is in eval mode, and its parameters can be trained."""
     loaded = load_weights(folder).model
     images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     assert torch.equal(loaded.encode(images, "l1:0.2").tokens, model().encode(images, "l1:0.2").tokens)
@@ -75,8 +75,8 @@ def test_weights_loaded_give_the_same_tokens_and_train(folder):
     assert all(p.requires_grad for p in loaded.parameters())
 
 
-def test_weights_half_precision_on_disk_loads_as_single(tmp_path):
-    """Half precision on disk loads as single."""
+def test_half_precision_files_load_as_float32(tmp_path):
+    """Weights that were saved in half precision are loaded as float32."""
     save_weights(tmp_path / "half", model(), provenance={}, dtype=torch.float16)
     stored = load_file(tmp_path / "half" / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
@@ -85,8 +85,8 @@ def test_weights_half_precision_on_disk_loads_as_single(tmp_path):
         assert torch.equal(tensor, model().state_dict()[name].half().float())
 
 
-def test_weights_folder_is_its_two_files_readable_by_all(folder):
-    """A folder is its two files readable by all."""
+def test_save_weights_writes_two_readable_files(folder):
+    """A weights folder has two files that everybody may read, and nothing lies beside it."""
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert all(path.stat().st_mode & 0o777 == 0o644 for path in folder.iterdir())
     assert os.listdir(folder.parent) == ["weights"]
@@ -95,8 +95,8 @@ def test_weights_folder_is_its_two_files_readable_by_all(folder):
 # ---------------------------------------------------------------- the fingerprint
 
 
-def test_weights_fingerprint_is_of_the_content_wherever_it_lies(tmp_path, folder):
-    """The fingerprint is of the content wherever the network lies."""
+def test_fingerprint_depends_on_content_only(tmp_path, folder):
+    """Equal weights have the same fingerprint, whatever the folder."""
     mark = fingerprint(folder)
     assert re.fullmatch("[0-9a-f]{64}", mark)
     assert save_weights(tmp_path / "again", model(), provenance=PROVENANCE) == mark
@@ -104,16 +104,16 @@ def test_weights_fingerprint_is_of_the_content_wherever_it_lies(tmp_path, folder
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_weights_fingerprint_changes_with_either_file(folder, name):
-    """The fingerprint changes with either file."""
+def test_fingerprint_covers_both_files(folder, name):
+    """One changed byte in either file changes the fingerprint."""
     before, data = fingerprint(folder), bytearray((folder / name).read_bytes())
     data[-2] ^= 1
     (folder / name).write_bytes(data)
     assert fingerprint(folder) != before
 
 
-def test_weights_fingerprint_knows_which_file_a_byte_belongs_to(tmp_path):
-    """The fingerprint knows which file a byte belongs to."""
+def test_fingerprint_separates_the_files(tmp_path):
+    """A byte that moves from one file to the other changes the fingerprint."""
     marks = set()
     for config in (b"", b"a", b"ab"):
         (tmp_path / "config.json").write_bytes(config)
@@ -125,30 +125,30 @@ def test_weights_fingerprint_knows_which_file_a_byte_belongs_to(tmp_path):
 # ---------------------------------------------------------------- what is refused
 
 
-def test_weights_missing_folder_is_named(tmp_path):
-    """A missing folder is named."""
+def test_load_weights_names_a_missing_folder(tmp_path):
+    """A folder that is missing is named, with the files that it should hold."""
     said = sentence(tmp_path / "nowhere")
     assert f"no weights in {str(tmp_path / 'nowhere')!r}" in said
     assert "a weights folder holds config.json and model.safetensors" in said
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_weights_missing_file_is_named(folder, name):
-    """A missing file is named."""
+def test_load_weights_names_a_missing_file(folder, name):
+    """A file that is missing is named, with the system's reason."""
     (folder / name).unlink()
     assert f"{name} cannot be read (No such file or directory)" in sentence(folder)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_weights_folder_in_place_of_a_file_is_refused(folder, name):
-    """A folder in place of a file is refused."""
+def test_load_weights_refuses_folders_as_files(folder, name):
+    """A folder in place of one of the two files is refused."""
     (folder / name).unlink()
     (folder / name).mkdir()
     assert f"{name} cannot be read" in sentence(folder)
 
 
-def test_weights_that_were_cut_short_are_refused(folder):
-    """Weights that were cut short are refused."""
+def test_load_weights_refuses_truncated_files(folder):
+    """Weights that end anywhere before their last byte are refused."""
     path = folder / "model.safetensors"
     whole = path.read_bytes()
     header = int.from_bytes(whole[:8], "little")
@@ -160,8 +160,8 @@ def test_weights_that_were_cut_short_are_refused(folder):
 @pytest.mark.parametrize(
     "content", [b"version https://git-lfs.github.com/spec/v1\n", b"<html>404</html>" * 9, b"\xff" * 64]
 )
-def test_weights_something_else_in_place_of_weights_is_refused(folder, content):
-    """Something else in place of weights is refused."""
+def test_load_weights_refuses_other_files(folder, content):
+    """A Git LFS pointer, a web page or noise in place of the weights is refused with advice to download again."""
     (folder / "model.safetensors").write_bytes(content)
     said = sentence(folder)
     assert "model.safetensors' is not a complete safetensors file" in said
@@ -178,8 +178,8 @@ class Trap:
         return os.mkdir, (str(self.path),)
 
 
-def test_weights_loading_executes_no_code(tmp_path, folder):
-    """Loading executes no code."""
+def test_load_weights_executes_no_code(tmp_path, folder):
+    """A pickle in place of the weights is refused without running it."""
     trap, sprung = Trap(tmp_path / "sprung"), tmp_path / "sprung"
     pickle.loads(pickle.dumps(trap))
     assert sprung.exists(), "the trap works"
@@ -196,8 +196,8 @@ def change_config(folder: Path, **fields: object) -> None:
     (folder / "config.json").write_text(json.dumps(data | fields))
 
 
-def test_weights_default_criterion_that_names_code_is_refused(tmp_path, folder, monkeypatch):
-    """A default criterion that names code is refused."""
+def test_load_weights_refuses_criteria_with_code(tmp_path, folder, monkeypatch):
+    """A default criterion that names a function is refused, and its module is not imported."""
     (tmp_path / "alit_stranger.py").write_text("raise AssertionError('imported')\n")
     monkeypatch.syspath_prepend(tmp_path)
     change_config(folder, model=TINY.to_json() | {"criterion": "alit_stranger:f@1"})
@@ -205,7 +205,7 @@ def test_weights_default_criterion_that_names_code_is_refused(tmp_path, folder, 
 
 
 @pytest.mark.parametrize("criterion", ["fixed:3", "l1:13", "nonsense"])
-def test_weights_refuse_a_criterion_the_model_cannot_follow(folder, criterion):
+def test_load_weights_refuses_unsupported_criteria(folder, criterion):
     """A default criterion that the model cannot follow is refused."""
     change_config(folder, model=TINY.to_json() | {"criterion": criterion})
     assert f"config.json' cannot be used: criterion {criterion!r}" in sentence(folder)
@@ -225,8 +225,8 @@ def test_weights_refuse_a_criterion_the_model_cannot_follow(folder, criterion):
         (b" " * ((1 << 20) + 1), "is larger than 1048576 bytes"),
     ],
 )
-def test_weights_config_that_is_none_is_refused(folder, content, expected):
-    """A config that is none is refused."""
+def test_load_weights_refuses_damaged_configs(folder, content, expected):
+    """A config that is no JSON, of another format or enormous is refused with the path."""
     (folder / "config.json").write_bytes(content)
     said = sentence(folder)
     assert f"{str(folder / 'config.json')!r} {expected}" in said
@@ -244,15 +244,15 @@ def test_weights_config_that_is_none_is_refused(folder, content, expected):
     ],
 )
 @pytest.mark.unchecked
-def test_weights_config_with_a_wrong_field_is_refused_naming_it(folder, fields, expected):
-    """A config with a wrong field is refused naming the network."""
+def test_load_weights_names_wrong_fields(folder, fields, expected):
+    """A config with an impossible or unknown field is refused with the field and its value."""
     change_config(folder, **fields)
     said = sentence(folder)
     assert str(folder / "config.json") in said
     assert expected in said
 
 
-def test_weights_config_without_a_model_is_refused(folder):
+def test_load_weights_refuses_configs_without_model(folder):
     """A config without a model is refused."""
     data = json.loads((folder / "config.json").read_text())
     del data["model"]
@@ -260,8 +260,8 @@ def test_weights_config_without_a_model_is_refused(folder):
     assert "config.json' has no 'model'" in sentence(folder)
 
 
-def test_weights_refuse_tensors_that_do_not_fit_the_config(folder):
-    """Tensors that do not fit the config are refused naming one."""
+def test_load_weights_names_tensors_that_do_not_fit(folder):
+    """A tensor that is missing, unknown or of another shape than the config's is named."""
     path, name = folder / "model.safetensors", "encoder.to_code.weight"
     whole = load_file(path)
     assert whole[name].shape == (4, 16)
@@ -285,15 +285,15 @@ def other_model() -> Alit:
     return other
 
 
-def test_weights_saving_replaces_weights(folder):
-    """Saving replaces weights."""
+def test_save_weights_replaces_weights(folder):
+    """Saving over a weights folder replaces it."""
     mark = save_weights(folder, other_model(), provenance={})
     assert fingerprint(folder) == mark == load_weights(folder).fingerprint
     assert os.listdir(folder.parent) == ["weights"]
 
 
-def test_weights_empty_folder_is_filled(tmp_path):
-    """An empty folder is filled."""
+def test_save_weights_fills_an_empty_folder(tmp_path):
+    """Saving into an empty folder works."""
     (tmp_path / "empty").mkdir()
     save_weights(tmp_path / "empty", model(), provenance={})
     load_weights(tmp_path / "empty")
@@ -301,7 +301,7 @@ def test_weights_empty_folder_is_filled(tmp_path):
 
 @pytest.mark.parametrize("config", [None, "not json", "[]", '{"model_type": "vit"}'])
 def test_save_weights_overwrites_no_other_folder(tmp_path, config):
-    """A folder that is something else is not overwritten."""
+    """A folder that holds something else is refused and stays as it is."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     if config is not None:
@@ -312,8 +312,8 @@ def test_save_weights_overwrites_no_other_folder(tmp_path, config):
     assert os.listdir(tmp_path) == ["mine"]
 
 
-def test_weights_file_is_not_overwritten(tmp_path):
-    """A file is not overwritten."""
+def test_save_weights_overwrites_no_file(tmp_path):
+    """A file in place of the folder is refused and stays as it is."""
     (tmp_path / "mine").write_text("years of work")
     with pytest.raises(WeightsError, match="mine' exists and is not a weights folder"):
         save_weights(tmp_path / "mine", model(), provenance={})
@@ -321,8 +321,8 @@ def test_weights_file_is_not_overwritten(tmp_path):
 
 
 @pytest.mark.parametrize("step", ["save_file", "fingerprint"])
-def test_weights_save_that_is_interrupted_leaves_the_old_weights(folder, monkeypatch, step):
-    """A save that is interrupted leaves the old weights."""
+def test_interrupted_save_keeps_the_old_weights(folder, monkeypatch, step):
+    """A save that is interrupted leaves the weights that were there, and no other file."""
     before = fingerprint(folder)
 
     def interrupted(*_: object) -> str:
@@ -336,8 +336,8 @@ def test_weights_save_that_is_interrupted_leaves_the_old_weights(folder, monkeyp
     assert os.listdir(folder.parent) == ["weights"]
 
 
-def test_save_weights_interrupted_leaves_nothing(tmp_path, monkeypatch):
-    """A save that is interrupted leaves nothing where nothing was."""
+def test_failed_save_leaves_nothing(tmp_path, monkeypatch):
+    """A save that fails leaves nothing where nothing was."""
 
     def interrupted(*_: object) -> None:
         raise OSError("No space left on device")

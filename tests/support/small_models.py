@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 
 from alit.model.config import AlitConfig, VQGANConfig
@@ -63,3 +65,8 @@ def random_model(config: AlitConfig = TINY, seed: int = 0) -> Alit:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Alit(config).eval()
+
+
+def through_json(config: AlitConfig) -> AlitConfig:
+    """Returns a config that was written as JSON and read."""
+    return AlitConfig.from_json(json.loads(json.dumps(config.to_json())))

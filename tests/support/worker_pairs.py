@@ -30,17 +30,18 @@ COMMON: dict[str, Any] = {
     "ema": 0.9,
     "learning_rate": 1e-3,
 }
-HALTING = dataclasses.replace(TINY, halting="sampled", halting_threshold=0.03)
-KL = dataclasses.replace(TINY, base=KLConfig(channels=(32, 32), blocks=1, latent_dim=4), codebook_size=None)
+SHALLOW = dataclasses.replace(TINY, depth=1, iterations=3)
+HALTING = dataclasses.replace(SHALLOW, halting="sampled", halting_threshold=0.03)
+KL = dataclasses.replace(SHALLOW, base=KLConfig(channels=(32, 32), blocks=1, latent_dim=4), codebook_size=None)
 CASES: dict[str, tuple[AlitConfig, Recipe]] = {
-    "base": (TINY, BaseRecipe(quantize_from=3, **COMMON, **GAN)),
+    "base": (SHALLOW, BaseRecipe(quantize_from=3, **COMMON, **GAN)),
     "base-kl": (KL, BaseRecipe(**COMMON, **GAN)),
     "distill": (
         HALTING,
         DistillRecipe(grad_iterations=2, pixel_weight=0.5, quantize_from=2, quantize_over=4, **COMMON),
     ),
-    "finetune": (TINY, FinetuneRecipe(**COMMON, **GAN)),
-    "finetune-per-length": (TINY, FinetuneRecipe(discriminator="per-length", **COMMON, **GAN)),
+    "finetune": (SHALLOW, FinetuneRecipe(**COMMON, **GAN)),
+    "finetune-per-length": (SHALLOW, FinetuneRecipe(discriminator="per-length", **COMMON, **GAN)),
 }
 
 

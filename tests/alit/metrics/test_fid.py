@@ -189,15 +189,15 @@ def inception(file) -> InceptionFeatures:
 # -------------------------------------------------------------------- the network
 
 
-def test_fid_has_the_parameters_of_the_published_trunk():
-    """The network has the parameters of the published trunk."""
+def test_inception_has_the_published_parameters():
+    """The network has as many parameters as the published one without its classifier."""
     by_hand = sum(i * o * h * w + 2 * o for _, i, o, h, w in LAYERS)
     assert len(LAYERS) == 94
     assert by_hand == 21_785_568
     assert sum(parameter.numel() for parameter in InceptionFeatures().parameters()) == by_hand
 
 
-def test_fid_tensors_have_the_published_names_and_shapes(inception, state):
+def test_inception_has_the_published_tensors(inception, state):
     """The tensors have the published names and shapes."""
     ours = {name: tensor.shape for name, tensor in inception.state_dict().items() if "num_batches" not in name}
     assert ours == {name: tensor.shape for name, tensor in state.items() if not name.startswith("fc.")}
@@ -212,8 +212,8 @@ def test_fid_tensors_have_the_published_names_and_shapes(inception, state):
     } <= ours.keys()
 
 
-def test_fid_features_are_those_computed_by_hand_from_the_file(inception, state):
-    """The features are those computed by hand from the file."""
+def test_inception_features_equal_those_by_hand(inception, state):
+    """The features are those of every layer written out by hand."""
     images = torch.rand(2, 3, 96, 128, generator=torch.Generator().manual_seed(3))
     features, expected = inception(images), features_by_hand(state, images)
     assert features.shape == (2, 2048)
@@ -221,28 +221,28 @@ def test_fid_features_are_those_computed_by_hand_from_the_file(inception, state)
     torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-3 * expected.max().item())
 
 
-def test_fid_resizes_larger_images_without_antialiasing(inception):
-    """Images larger than the network are resized without antialiasing."""
+def test_inception_resizes_without_antialiasing(inception):
+    """Images that are larger than the network's input are resized without antialiasing."""
     images = torch.rand(1, 3, 400, 310, generator=torch.Generator().manual_seed(4))
     torch.testing.assert_close(inception(images), inception(resized_by_hand(images)), rtol=1e-3, atol=1e-3)
 
 
-def test_network_stays_frozen_inside_a_trained_module(inception):
-    """The network is frozen and stays in eval mode within something in training."""
+def test_inception_stays_frozen_inside_a_trained_module(inception):
+    """The network is frozen and stays in eval mode as a part of a module in training."""
     outer = nn.Sequential(inception).train()
     assert not any(parameter.requires_grad for parameter in outer.parameters())
     assert not any(module.training for module in inception.modules())
 
 
-def test_fid_file_may_have_training_counters_or_not(inception, state, tmp_path):
-    """A file may have training counters or not."""
+def test_inception_ignores_training_counters(inception, state, tmp_path):
+    """A file with the counters of batch norm gives the same network as one without."""
     counters = {f"{name}.bn.num_batches_tracked": torch.tensor(7) for name, *_ in LAYERS}
     torch.save(state | counters, tmp_path / "with.pth")
     loaded = InceptionFeatures.from_file(str(tmp_path / "with.pth")).state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in inception.state_dict().items())
 
 
-def test_fid_loading_leaves_the_global_random_state_as_it_was(file):
+def test_inception_from_file_draws_no_random_numbers(file):
     """Loading leaves the global random state as it was."""
     before = torch.get_rng_state()
     InceptionFeatures.from_file(file)
@@ -259,8 +259,8 @@ def test_fid_loading_leaves_the_global_random_state_as_it_was(file):
     ],
     ids=["missing", "shape", "surprise", "torchvision"],
 )
-def test_fid_refuses_a_file_of_another_layout(state, tmp_path, name, value, message):
-    """A file of another layout is refused with the tensor and what would be right."""
+def test_inception_refuses_other_files(state, tmp_path, name, value, message):
+    """A file of another layout is refused with the first wrong tensor and the expected file."""
     changed = {key: tensor for key, tensor in (state | {name: value}).items() if tensor is not None}
     torch.save(changed, tmp_path / "other.pth")
     with pytest.raises(WeightsError, match=rf"other\.pth' has.*{message}.*expected pytorch-fid's Inception weights"):
@@ -289,8 +289,8 @@ def given_moments(mean: np.ndarray, covariance: np.ndarray, count: int = 11) -> 
     return moments
 
 
-def test_fid_moments_are_numpys():
-    """Moments are NumPy's."""
+def test_moments_agree_with_numpy():
+    """Count, mean and covariance agree with NumPy."""
     features = drawn(40, 6)
     moments = moments_of(features)
     assert moments.count == 40
@@ -300,7 +300,7 @@ def test_fid_moments_are_numpys():
 
 @given(cuts=st.lists(st.integers(0, 30), max_size=6), workers=st.integers(1, 4))
 def test_moments_merged_from_parts_are_those_of_the_whole(cuts, workers):
-    """Moments gathered in parts and merged are those of all at once."""
+    """Moments that are added in parts and merged are those of all features at once."""
     features = drawn(30, 4)
     bounds = [0, *sorted(cuts), 30]
     parts = [Moments(4) for _ in range(workers)]
@@ -315,8 +315,8 @@ def test_moments_merged_from_parts_are_those_of_the_whole(cuts, workers):
     np.testing.assert_allclose(total.scatter_DD, expected.scatter_DD, rtol=1e-10, atol=1e-10)
 
 
-def test_fid_merging_leaves_the_other_as_it_was():
-    """Merging leaves the other as it was."""
+def test_merge_leaves_the_other_moments_unchanged():
+    """Merging changes one of both moments only."""
     other, total = moments_of(drawn(5, 3)), moments_of(drawn(7, 3, seed=1))
     before = pickle.dumps(other)
     empty = Moments(3)
@@ -327,8 +327,8 @@ def test_fid_merging_leaves_the_other_as_it_was():
     assert pickle.dumps(other) == before
 
 
-def test_fid_large_mean_does_not_drown_the_covariance():
-    """A large mean does not drown the covariance."""
+def test_moments_are_exact_for_large_means():
+    """The covariance is exact for features that are far from zero."""
     features = drawn(50, 5).double()
     far = Moments(5)
     for batch in (features + 2.0**30).split(7):
@@ -336,8 +336,8 @@ def test_fid_large_mean_does_not_drown_the_covariance():
     np.testing.assert_allclose(far.covariance, moments_of(features).covariance, rtol=1e-4)
 
 
-def test_fid_moments_survive_pickling():
-    """Moments survive pickling."""
+def test_moments_survive_pickling():
+    """Moments are the same after pickling."""
     moments = moments_of(drawn(9, 5))
     thawed = pickle.loads(pickle.dumps(moments))
     assert thawed.count == 9
@@ -345,8 +345,8 @@ def test_fid_moments_survive_pickling():
     assert np.array_equal(thawed.scatter_DD, moments.scatter_DD)
 
 
-def test_moments_count_half_precision_in_float64():
-    """Features of half precision with gradients are counted in float64."""
+def test_moments_of_half_precision_are_float64():
+    """Features in half precision, with gradients, are counted in float64."""
     features = drawn(8, 3).bfloat16().requires_grad_()
     moments = moments_of(features)
     assert moments.mean_D.dtype == moments.scatter_DD.dtype == np.float64
@@ -354,7 +354,7 @@ def test_moments_count_half_precision_in_float64():
 
 
 def test_moments_refuse_features_that_are_not_finite():
-    """Features that are not finite are refused and not counted."""
+    """Features of NaN or infinity are refused with their number, and not counted."""
     moments = moments_of(drawn(4, 3))
     features = drawn(5, 3)
     features[1, 2], features[4, 0], features[4, 1] = torch.nan, torch.inf, -torch.inf
@@ -363,8 +363,8 @@ def test_moments_refuse_features_that_are_not_finite():
     assert moments.count == 4
 
 
-def test_fid_features_of_another_width_are_refused():
-    """Features of another width are refused."""
+def test_moments_refuse_features_of_another_width():
+    """Features of another width are refused with both widths."""
     with pytest.raises(AlitError, match="of 3 and of 1 features"):
         moments_of(drawn(4, 3)).add(torch.zeros(2, 1))
 
@@ -372,8 +372,8 @@ def test_fid_features_of_another_width_are_refused():
 # -------------------------------------------------------------------- the distance
 
 
-def test_fid_distance_is_that_of_scipys_matrix_root():
-    """The distance is that of SciPy's matrix root."""
+def test_frechet_distance_agrees_with_scipy():
+    """The distance agrees with SciPy's root of a matrix."""
     linalg = pytest.importorskip("scipy.linalg", reason="needs scipy, which scikit-image brings")
     a, b = moments_of(drawn(200, 24)), moments_of(drawn(300, 24, seed=1))
     root = linalg.sqrtm(a.covariance @ b.covariance).real
@@ -382,7 +382,7 @@ def test_fid_distance_is_that_of_scipys_matrix_root():
 
 
 def test_frechet_distance_of_one_dimension():
-    """The distance of lines is that of means and of deviations."""
+    """In one dimension, the distance is that of the means and of the deviations."""
     a, b = given_moments(np.array([1.0]), np.array([[4.0]])), given_moments(np.array([4.0]), np.array([[25.0]]))
     assert frechet_distance(a, b) == pytest.approx(3.0**2 + (5.0 - 2.0) ** 2)
 
@@ -402,7 +402,7 @@ VARIANCES = {
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("case", VARIANCES)
 def test_frechet_distance_of_gaussians_with_the_same_axes(case, turned):
-    """The distance of gaussians with the same axes is known in closed form."""
+    """The distance of Gaussians with the same axes, flat ones among them, is that of the closed form."""
     axes = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[0] if turned else np.eye(4)
     first, second = (np.array(variances) for variances in VARIANCES[case])
     shift = np.array([0.5, -1.0, 0.0, 2.0])
@@ -414,8 +414,8 @@ def test_frechet_distance_of_gaussians_with_the_same_axes(case, turned):
 
 
 @pytest.mark.parametrize("counts", [(2, 2), (6, 9), (9, 200), (63, 64)])
-def test_fid_fewer_images_than_features_are_no_obstacle(counts):
-    """Fewer images than features are no obstacle."""
+def test_frechet_distance_of_few_images(counts):
+    """The distance is exact for fewer images than features."""
     first, second = drawn(counts[0], 64), drawn(counts[1], 64, seed=1)
     # the root's trace from the images themselves: the sum of singular values of their centred products
     x, y = (part.double().numpy() - part.double().numpy().mean(0) for part in (first, second))
@@ -427,31 +427,31 @@ def test_fid_fewer_images_than_features_are_no_obstacle(counts):
 
 
 @pytest.mark.parametrize("count", [2, 10, 500])
-def test_fid_equal_moments_are_at_no_distance(count):
-    """Equal moments are at no distance."""
+def test_frechet_distance_of_equal_moments_is_zero(count):
+    """Equal moments are at a distance of zero, within rounding."""
     moments, again = moments_of(drawn(count, 48)), Moments(48)
     for batch in drawn(count, 48).split(3):
         again.add(batch)
     assert 0 <= frechet_distance(moments, again) < 1e-10 * np.trace(moments.covariance)
 
 
-def test_fid_moved_features_are_at_the_square_of_their_shift():
-    """Moved features are at the square of their shift."""
+def test_frechet_distance_of_shifted_features():
+    """Features that are shifted are at the square of their shift."""
     features, shift = drawn(30, 12), torch.arange(12.0)
     distance = frechet_distance(moments_of(features), moments_of(features + shift))
     assert distance == pytest.approx(shift.square().sum().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_fid_fewer_than_two_images_have_no_distance(count):
-    """Fewer than two images have no distance."""
+def test_frechet_distance_needs_two_images(count):
+    """Fewer than two images on either side are refused with their number."""
     few, enough = moments_of(drawn(count, 3)), moments_of(drawn(5, 3))
     for pair in ((few, enough), (enough, few)):
         with pytest.raises(AlitError, match=f"at least 2 images, got {count}"):
             frechet_distance(*pair)
 
 
-def test_fid_moments_of_different_widths_have_no_distance():
-    """Moments of different widths have no distance."""
+def test_frechet_distance_refuses_other_widths():
+    """Moments of different widths are refused with both widths."""
     with pytest.raises(AlitError, match="of 3 and of 4 features"):
         frechet_distance(moments_of(drawn(5, 3)), moments_of(drawn(5, 4)))

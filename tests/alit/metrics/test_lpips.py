@@ -3,6 +3,7 @@
 import copy
 import os
 import pickle
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ HEADS = {2: 0, 7: 1, 14: 2, 21: 3, 28: 4}
 """LPIPS's heads, by the convolution whose ReLU they read."""
 
 
+@cache
 def vgg_state(seed: int = 0) -> dict[str, Tensor]:
     """Random weights in torchvision's layout; the classifier is one stand-in."""
     generator, state, channels = torch.Generator().manual_seed(seed), {}, 3
@@ -32,6 +34,7 @@ def vgg_state(seed: int = 0) -> dict[str, Tensor]:
     return state | {"classifier.6.bias": torch.zeros(1000)}
 
 
+@cache
 def heads_state(seed: int = 1) -> dict[str, Tensor]:
     """Random weights in the layout of LPIPS v0.1."""
     generator = torch.Generator().manual_seed(seed)
@@ -88,7 +91,7 @@ def lpips_by_hand(images: Tensor, others: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("size", [(16, 16), (40, 27)])
 def test_lpips_and_its_gradient_equal_those_by_hand(perceptual, size):
-    """The distance and its gradient are those computed by hand from the files."""
+    """The distance and its gradient are those of the paper, computed from the tensors of the files."""
     images, others = pair(*size)
     images, others = images.double(), others.double()
     ours, byhand = others.clone().requires_grad_(), others.clone().requires_grad_()
@@ -100,30 +103,30 @@ def test_lpips_and_its_gradient_equal_those_by_hand(perceptual, size):
 
 
 def test_lpips_is_zero_for_equal_images_and_symmetric(perceptual):
-    """Equal images are at no distance and others at the same both ways."""
+    """The distance is 0 for equal images, above 0 for others, and the same in both directions."""
     images, others = pair()
     assert torch.equal(perceptual(images, images), torch.zeros(2))
     assert (perceptual(images, others) > 0).all()
     torch.testing.assert_close(perceptual(images, others), perceptual(others, images))
 
 
-def test_lpips_more_noise_is_farther(perceptual):
-    """More noise is farther."""
+def test_lpips_grows_with_noise(perceptual):
+    """The distance grows with the strength of noise."""
     images, others = pair(count=1)
     strengths = torch.tensor([0.1, 0.3, 1.0]).view(-1, 1, 1, 1)
     distances = perceptual(images.expand(3, -1, -1, -1), images + strengths * (others - images)).tolist()
     assert distances == sorted(distances)
 
 
-def test_lpips_pair_is_scored_by_itself(perceptual):
-    """Each pair is scored by itself."""
+def test_lpips_scores_pairs_independently(perceptual):
+    """The distance of a pair does not depend on the other pairs of its batch."""
     images, others = pair()
     alone = torch.cat([perceptual(images[i : i + 1], others[i : i + 1]) for i in range(2)])
     torch.testing.assert_close(perceptual(images, others), alone)
 
 
-def test_lpips_under_autocast_is_fp32(perceptual):
-    """Distances under autocast are fp32 and nearly the same."""
+def test_lpips_under_autocast_is_float32(perceptual):
+    """Distances under autocast are float32, and within 5 % of those without."""
     images, others = pair()
     with torch.autocast("cpu", torch.bfloat16):
         distances = perceptual(images, others.bfloat16())
@@ -133,7 +136,7 @@ def test_lpips_under_autocast_is_fp32(perceptual):
 
 @pytest.mark.parametrize("last_alive", [-1, 2, 26])
 def test_lpips_gradients_are_finite_without_features(perceptual, last_alive):
-    """Gradients are finite where ReLU has left no feature."""
+    """Gradients are finite where ReLUs leave no feature above zero."""
     dying = copy.deepcopy(perceptual)
     for number in WIDTHS:
         if number > last_alive:
@@ -146,8 +149,8 @@ def test_lpips_gradients_are_finite_without_features(perceptual, last_alive):
     assert others.grad.isfinite().all()
 
 
-def test_lpips_gradients_at_no_distance_are_zero(perceptual):
-    """Gradients at no distance are zero."""
+def test_lpips_gradients_of_equal_images_are_zero(perceptual):
+    """Equal images have gradients of zero."""
     images, _ = pair()
     others = images.clone().requires_grad_()
     perceptual(images, others).sum().backward()
@@ -155,8 +158,8 @@ def test_lpips_gradients_at_no_distance_are_zero(perceptual):
 
 
 @pytest.mark.parametrize("size", [(15, 32), (32, 15), (1, 1)])
-def test_lpips_images_too_small_for_four_poolings_are_refused(perceptual, size):
-    """Images too small for four poolings are refused."""
+def test_lpips_refuses_images_below_16_pixels(perceptual, size):
+    """Images that are too small for four poolings are refused with their size."""
     with pytest.raises(ConfigError, match=f"at least 16 pixels on each side.*got {size[0]}x{size[1]}"):
         perceptual(*pair(*size))
 
@@ -164,8 +167,8 @@ def test_lpips_images_too_small_for_four_poolings_are_refused(perceptual, size):
 # -------------------------------------------------------------------- the module
 
 
-def test_network_stays_frozen_inside_a_trained_module(perceptual):
-    """The network is frozen and stays in eval mode within something in training."""
+def test_lpips_stays_frozen_inside_a_trained_module(perceptual):
+    """The network is frozen and stays in eval mode as a part of a module in training."""
     outer = nn.Sequential(copy.deepcopy(perceptual)).train()
     assert not any(parameter.requires_grad for parameter in outer.parameters())
     assert not any(module.training for module in outer[0].modules())
@@ -173,8 +176,8 @@ def test_network_stays_frozen_inside_a_trained_module(perceptual):
     assert not Perceptual().training
 
 
-def test_lpips_only_the_reconstructions_receive_gradients(perceptual):
-    """Only the reconstructions receive gradients."""
+def test_lpips_gives_gradients_to_reconstructions(perceptual):
+    """The reconstructions receive gradients, the images and the network do not."""
     images, others = pair()
     others.requires_grad_()
     perceptual(images, others).sum().backward()
@@ -183,8 +186,8 @@ def test_lpips_only_the_reconstructions_receive_gradients(perceptual):
     assert all(parameter.grad is None for parameter in perceptual.parameters())
 
 
-def test_lpips_same_seed_builds_the_same_random_network():
-    """The same seed builds the same random network."""
+def test_lpips_random_weights_follow_the_seed():
+    """The same seed gives the same random network, whose distances are above 0."""
     networks = []
     for _ in range(2):
         with torch.random.fork_rng(devices=[]):
@@ -196,7 +199,7 @@ def test_lpips_same_seed_builds_the_same_random_network():
 
 
 def test_lpips_has_thirteen_convolutions_and_five_heads():
-    """The network has the parameters of thirteen convolutions and five heads."""
+    """The network has the parameters of VGG16's thirteen convolutions and of five heads."""
     ins = [3, *WIDTHS.values()][:-1]
     convolutions = sum(9 * i * o + o for i, o in zip(ins, WIDTHS.values(), strict=True))
     assert convolutions == 14_714_688
@@ -207,7 +210,7 @@ def test_lpips_has_thirteen_convolutions_and_five_heads():
 # -------------------------------------------------------------------- the files
 
 
-def test_lpips_loading_leaves_the_global_random_state_as_it_was(files):
+def test_lpips_from_files_draws_no_random_numbers(files):
     """Loading leaves the global random state as it was."""
     before = torch.get_rng_state()
     Perceptual.from_files(*files)
@@ -215,8 +218,8 @@ def test_lpips_loading_leaves_the_global_random_state_as_it_was(files):
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_lpips_container_holds_the_same_network(perceptual, tmp_path, suffix):
-    """Every container holds the same network."""
+def test_lpips_loads_every_container(perceptual, tmp_path, suffix):
+    """The same weights in any of the file formats give the same network."""
     vgg, heads = write(tmp_path / f"vgg{suffix}", vgg_state()), write(tmp_path / f"heads{suffix}", heads_state())
     loaded = Perceptual.from_files(str(vgg), str(heads)).state_dict()
     assert loaded.keys() == perceptual.state_dict().keys()
@@ -224,8 +227,8 @@ def test_lpips_container_holds_the_same_network(perceptual, tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_lpips_file_that_is_overwritten_later_changes_nothing(tmp_path, suffix):
-    """A file that is overwritten later changes nothing."""
+def test_read_tensors_copies_the_file(tmp_path, suffix):
+    """A file that is overwritten after it was read changes no tensor."""
     path = write(tmp_path / f"a{suffix}", {"a": torch.arange(5000.0)})
     tensors = read_tensors(path, {"a": (5000,)}, expected="a file")
     with path.open("r+b") as file:
@@ -233,8 +236,8 @@ def test_lpips_file_that_is_overwritten_later_changes_nothing(tmp_path, suffix):
     assert torch.equal(tensors["a"], torch.arange(5000.0))
 
 
-def test_lpips_half_precision_is_read_as_fp32(tmp_path):
-    """Half precision is read as fp32."""
+def test_read_tensors_converts_to_float32(tmp_path):
+    """Tensors in half precision are read as float32."""
     path = write(tmp_path / "a.pth", {"a": torch.tensor([0.5]).half()})
     tensors = read_tensors(path, {"a": (1,)}, expected="a file")
     assert tensors["a"].dtype == torch.float32
@@ -270,8 +273,8 @@ HEADS_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", VGG_FAULTS)
-def test_lpips_refuses_a_vgg_file_of_another_layout(files, tmp_path, fault):
-    """A VGG file of another layout is refused with the tensor and what would be right."""
+def test_lpips_refuses_other_vgg_files(files, tmp_path, fault):
+    """A VGG file of another layout is refused with the first wrong tensor and the expected file."""
     name, value, message = VGG_FAULTS[fault]
     path = write(tmp_path / "other.pth", changed(vgg_state(), name, value))
     with pytest.raises(WeightsError, match=rf"other\.pth' has.*{message}.*expected torchvision's VGG16"):
@@ -279,24 +282,24 @@ def test_lpips_refuses_a_vgg_file_of_another_layout(files, tmp_path, fault):
 
 
 @pytest.mark.parametrize("fault", HEADS_FAULTS)
-def test_lpips_refuses_a_heads_file_of_another_layout(files, tmp_path, fault):
-    """A heads file of another layout is refused with the tensor and what would be right."""
+def test_lpips_refuses_other_heads_files(files, tmp_path, fault):
+    """A file of heads of another layout is refused with the first wrong tensor and the expected file."""
     name, value, message = HEADS_FAULTS[fault]
     path = write(tmp_path / "other.pth", changed(heads_state(), name, value))
     with pytest.raises(WeightsError, match=rf"other\.pth' has.*{message}.*the VGG heads of LPIPS"):
         Perceptual.from_files(files[0], path)
 
 
-def test_lpips_two_files_swapped_are_refused(files):
-    """The two files swapped are refused."""
+def test_lpips_refuses_swapped_files(files):
+    """Both files in the wrong order are refused."""
     with pytest.raises(WeightsError, match=r"heads\.pth' has no tensor 'features\.0\.weight'"):
         Perceptual.from_files(files[1], files[0])
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
 @pytest.mark.parametrize("kept", [0, 1, 40, 0.5, 0.99])
-def test_lpips_file_cut_short_is_refused(tmp_path, suffix, kept):
-    """A file cut short is refused."""
+def test_read_tensors_refuses_truncated_files(tmp_path, suffix, kept):
+    """A file that ends too early is refused as damaged, whatever its format."""
     path = write(tmp_path / f"heads{suffix}", heads_state())
     size = path.stat().st_size
     os.truncate(path, int(size * kept) if isinstance(kept, float) else kept)
@@ -305,14 +308,14 @@ def test_lpips_file_cut_short_is_refused(tmp_path, suffix, kept):
 
 
 @pytest.mark.parametrize("name", ["missing.pth", "missing.safetensors", "."])
-def test_lpips_refuses_a_file_that_cannot_be_opened(tmp_path, name):
+def test_read_tensors_refuses_unreadable_files(tmp_path, name):
     """A file that cannot be opened is refused with the system's reason."""
     with pytest.raises(WeightsError, match=r"cannot be read \((No such file|Is a directory).*expected a file"):
         read_tensors(tmp_path / name, {}, expected="a file")
 
 
-def test_lpips_file_that_is_no_state_dict_is_refused(tmp_path):
-    """A file that is no state dict is refused."""
+def test_read_tensors_refuses_other_objects(tmp_path):
+    """A file that holds something other than a state dict is refused with its type."""
     with pytest.raises(WeightsError, match="holds a list, not a state dict; expected a file"):
         read_tensors(write(tmp_path / "list.pth", [torch.zeros(1)]), {}, expected="a file")
 
@@ -328,8 +331,8 @@ class Runs:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".pkl"])
-def test_lpips_nothing_in_a_file_is_run(tmp_path, suffix):
-    """Nothing in a file is run."""
+def test_read_tensors_executes_no_code(tmp_path, suffix):
+    """A pickle that would run code is refused without running it."""
     path = tmp_path / f"heads{suffix}"
     state = heads_state() | {"lin5.model.1.weight": Runs(tmp_path / "made")}
     if suffix == ".pkl":

@@ -25,15 +25,15 @@ def by_numpy(name: str, x: np.ndarray, y: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("name", ["l1", "mse", "psnr"])
-def test_pixel_distances_agree_with_numpy(name):
-    """Distances agree with NumPy."""
+def test_distances_agree_with_numpy(name):
+    """L1, MSE and PSNR agree with NumPy."""
     images, others = pair()
     expected = [by_numpy(name, x.numpy(), y.numpy()) for x, y in zip(images, others, strict=True)]
     np.testing.assert_allclose(ALL[name](images, others).numpy(), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(24, 20), (11, 11), (64, 64)])
-def test_pixel_ssim_agrees_with_scikit_image(shape):
+def test_ssim_agrees_with_scikit_image(shape):
     """SSIM agrees with scikit-image."""
     skimage = pytest.importorskip("skimage.metrics", reason="needs scikit-image")
     images, others = pair(*shape)
@@ -49,8 +49,8 @@ def test_pixel_ssim_agrees_with_scikit_image(shape):
     np.testing.assert_allclose(expected, interior)
 
 
-def test_pixel_identical_images_are_at_no_distance():
-    """Identical images are at no distance."""
+def test_distances_of_identical_images():
+    """Identical images have errors of 0, an infinite PSNR and an SSIM of 1."""
     images, _ = pair()
     assert torch.equal(pixel.l1(images, images), torch.zeros(5))
     assert torch.equal(pixel.mse(images, images), torch.zeros(5))
@@ -59,37 +59,37 @@ def test_pixel_identical_images_are_at_no_distance():
 
 
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
-def test_pixel_ssim_of_flat_images_is_a_number(level):
-    """SSIM of flat images is a number."""
+def test_ssim_of_flat_images_is_a_number(level):
+    """The SSIM of images without any variance is a number in its range."""
     flat = torch.full((1, 3, 16, 16), level)
     torch.testing.assert_close(pixel.ssim(flat, flat), torch.ones(1))
     assert -1 <= pixel.ssim(flat, 1 - flat).item() <= 1
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_pixel_more_noise_is_a_worse_score(name):
-    """More noise is a worse score."""
+def test_more_noise_is_a_worse_score(name):
+    """Every measure gets worse as noise grows."""
     scores = ALL[name](*pair(32, 32)).tolist()
     assert scores == sorted(scores, reverse=name in ("psnr", "ssim"))
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_pixel_image_is_scored_by_itself(name):
-    """Each image is scored by itself."""
+def test_images_are_scored_independently(name):
+    """The score of an image does not depend on the other images of its batch."""
     images, others = pair()
     alone = torch.cat([ALL[name](images[i : i + 1], others[i : i + 1]) for i in range(5)])
     torch.testing.assert_close(ALL[name](images, others), alone, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_pixels_beyond_the_range_count_unclamped(name):
-    """Pixels beyond the range count unclamped."""
+def test_values_beyond_the_range_are_not_clamped(name):
+    """Values outside of [0, 1] count as they are."""
     white, whiter = torch.ones(1, 3, 16, 16), torch.full((1, 3, 16, 16), 1.5)
     assert not torch.equal(ALL[name](white, whiter), ALL[name](white, whiter.clamp(0, 1)))
 
 
-def test_pixel_window_of_ssim_shrinks_to_small_images():
-    """The window of SSIM shrinks to small images."""
+def test_ssim_window_shrinks_to_small_images():
+    """The SSIM of images smaller than its window is finite, and 1 for identical ones."""
     images, others = pair(6, 9)
     scores = pixel.ssim(images, others)
     assert scores.shape == (5,)

@@ -1,60 +1,24 @@
-"""Configurations are checked when they are made, survive JSON, and the presets have the published sizes."""
+"""Configurations are checked when they are created, and survive JSON."""
+
+from __future__ import annotations
 
 import dataclasses
 import json
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import TINY
+from small_models import TINY, through_json
 
 from alit.errors import ConfigError
-from alit.model.codebook import LatentCodebook
-from alit.model.config import AlitConfig, KLConfig, VQGANConfig
-from alit.model.distillation import LatentDecoder, LatentEncoder
-from alit.model.presets import PRESETS, nano
-from alit.tokenizer import build_base
+from alit.model.config import AlitConfig, KLConfig
 
-PUBLISHED = ("tiny", "small", "base", "semilarge")
 KL = dataclasses.replace(TINY, base=KLConfig(channels=(32, 32), blocks=1, latent_dim=8))
-
-# design/STATE_DICT.md, section 6: parameters without the base, quantized latents and continuous ones
-CORE = {
-    ("vqgan", "tiny"): (52_837_132, 52_787_980),
-    ("vqgan", "small"): (207_532_812, 207_483_660),
-    ("vqgan", "base"): (174_173_964, 174_124_812),
-    ("vqgan", "semilarge"): (409_072_396, 409_023_244),
-    ("kl", "tiny"): (51_988_492, 51_939_340),
-    ("kl", "small"): (205_651_980, 205_602_828),
-    ("kl", "base"): (172_809_228, 172_760_076),
-    ("kl", "semilarge"): (407_191_564, 407_142_412),
-}
-
-
-def through_json(config: AlitConfig) -> AlitConfig:
-    return AlitConfig.from_json(json.loads(json.dumps(config.to_json())))
-
-
-# ---------------------------------------------------------------- JSON
-
-
-@pytest.mark.parametrize("quantized", [True, False])
-@pytest.mark.parametrize("base", ["vqgan", "kl"])
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_config_published_presets_survive_json(name, base, quantized):
-    """Published presets survive JSON."""
-    config = PRESETS[name](base=base, quantized=quantized)
-    assert through_json(config) == config
-
-
-def test_config_packaged_preset_survives_json():
-    """The packaged preset survives JSON."""
-    assert through_json(nano()) == nano()
 
 
 @st.composite
 def bases(draw) -> dict:
+    """Draws possible bases in their JSON form."""
     base = {"blocks": draw(st.integers(1, 16)), "latent_dim": draw(st.integers(1, 64))}
     widths = draw(st.lists(st.integers(1, 64), min_size=1, max_size=8))
     if draw(st.booleans()):
@@ -72,8 +36,9 @@ def bases(draw) -> dict:
 
 @st.composite
 def configs(draw) -> dict:
-    """Possible configs in their JSON form (made into objects in the test: type checks inside strategies are not for
-    hypothesis, for they use `random`)."""
+    """Draws possible configs in their JSON form. The test makes objects of them: type checks use `random`, which
+    hypothesis does not allow in strategies.
+    """
     base, heads = draw(bases()), draw(st.integers(1, 16))
     patch = 2 ** (len(base["channels"]) - 1)
     return {
@@ -97,7 +62,7 @@ def configs(draw) -> dict:
 @settings(max_examples=60, deadline=None)
 @given(configs())
 def test_config_survives_json(data):
-    """Every config survives JSON."""
+    """Any possible config is read from its JSON as it was, and its sizes agree."""
     config = AlitConfig.from_json(data)
     assert json.loads(json.dumps(config.to_json())) == data
     assert through_json(config) == config
@@ -105,8 +70,6 @@ def test_config_survives_json(data):
     assert config.lengths[-1] == config.max_tokens
     assert len(config.lengths) == config.iterations
 
-
-# ---------------------------------------------------------------- what cannot be
 
 WRONG = {
     "image size no multiple": ({"image_size": 17}, "image_size must be a multiple of 2, got 17"),
@@ -163,6 +126,7 @@ WRONG_KL = {
 
 
 def sentence(data: object) -> str:
+    """Returns the message with which a config is refused."""
     with pytest.raises(ConfigError) as error:
         AlitConfig.from_json(data)
     return str(error.value)
@@ -170,16 +134,16 @@ def sentence(data: object) -> str:
 
 @pytest.mark.unchecked
 @pytest.mark.parametrize("name", WRONG)
-def test_config_wrong_value_is_refused_and_quoted(name):
-    """A wrong value is refused and quoted."""
+def test_config_refuses_wrong_values(name):
+    """A field that is unknown, of another type or out of range is refused with its value."""
     changes, expected = WRONG[name]
     assert expected in sentence(TINY.to_json() | changes)
 
 
 @pytest.mark.unchecked
 @pytest.mark.parametrize("name", WRONG_BASE)
-def test_config_wrong_value_of_the_base_is_refused_and_quoted(name):
-    """A wrong value of the base is refused and quoted."""
+def test_config_refuses_wrong_values_of_a_base(name):
+    """A wrong field of a discrete base is refused with its value."""
     changes, expected = WRONG_BASE[name]
     data = TINY.to_json()
     assert expected in sentence(data | {"base": data["base"] | changes})
@@ -187,23 +151,23 @@ def test_config_wrong_value_of_the_base_is_refused_and_quoted(name):
 
 @pytest.mark.unchecked
 @pytest.mark.parametrize("name", WRONG_KL)
-def test_config_refuses_wrong_values_of_a_continuous_base(name):
-    """A wrong value of a continuous base is refused and quoted."""
+def test_config_refuses_wrong_values_of_a_kl_base(name):
+    """A wrong field of a continuous base is refused with its value."""
     changes, expected = WRONG_KL[name]
     data = KL.to_json()
     assert expected in sentence(data | {"base": data["base"] | changes})
 
 
 @pytest.mark.parametrize("field", ["base", "image_size", "width", "depth", "heads"])
-def test_config_missing_field_is_named(field):
-    """A missing field is named."""
+def test_config_names_missing_fields(field):
+    """A required field that is missing is named."""
     data = TINY.to_json()
     del data[field]
     assert repr(field) in sentence(data)
 
 
-def test_config_missing_field_of_the_base_is_named():
-    """A missing field of the base is named."""
+def test_config_names_missing_fields_of_the_base():
+    """A required field of the base that is missing is named."""
     data = TINY.to_json()
     del data["base"]["channels"]
     assert "'channels'" in sentence(data)
@@ -211,71 +175,26 @@ def test_config_missing_field_of_the_base_is_named():
 
 @pytest.mark.unchecked
 @pytest.mark.parametrize("data", [[], "tiny", 5, None])
-def test_config_that_is_no_object_is_refused_and_quoted(data):
-    """A config that is no object is refused and quoted."""
+def test_config_refuses_other_types(data):
+    """A config that is no object is refused with its value."""
     assert repr(data) in sentence(data)
 
 
 @pytest.mark.unchecked
 @pytest.mark.parametrize("base", ["vqgan", 5, None, []])
-def test_config_base_that_is_no_object_is_refused_and_quoted(base):
-    """A base that is no object is refused and quoted."""
+def test_config_refuses_other_types_of_base(base):
+    """A base that is no object is refused with its value."""
     assert f"config field 'base' must be an object, got {base!r}" in sentence(TINY.to_json() | {"base": base})
 
 
 @pytest.mark.parametrize("halting", ["deterministic", "sampled"])
-def test_config_halting_needs_a_discrete_base(halting):
-    """Halting needs a discrete base."""
+def test_halting_needs_a_discrete_base(halting):
+    """Halting with a continuous base is refused."""
     with pytest.raises(ConfigError, match=f"halting='{halting}' needs a discrete base"):
         dataclasses.replace(KL, halting=halting)
 
 
-def test_config_preset_of_another_base_is_refused():
-    """A preset of another base is refused."""
-    with pytest.raises(ConfigError, match="base must be vqgan or kl, got 'dct'"):
-        PRESETS["tiny"](base="dct")
-
-
-def test_config_cannot_be_changed_after_it_was_checked():
-    """A config cannot be changed after the network was checked."""
+def test_config_cannot_be_changed():
+    """Fields of a config cannot be assigned after it was checked."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         TINY.width = 5
-
-
-# ---------------------------------------------------------------- sizes
-
-
-def parameters(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-@pytest.mark.parametrize(("base", "name"), CORE)
-def test_config_presets_have_the_published_parameter_counts(base, name):
-    """Presets have the published parameter counts."""
-    for quantized, core in zip((True, False), CORE[base, name], strict=True):
-        config = PRESETS[name](base=base, quantized=quantized)
-        outputs = config.base.codebook_size if isinstance(config.base, VQGANConfig) else config.base.latent_dim
-        with torch.device("meta"):
-            found = parameters(LatentEncoder(config)) + parameters(LatentDecoder(config, outputs))
-            if config.codebook_size is not None:
-                found += parameters(LatentCodebook(config.codebook_size, config.code_dim))
-        assert found == core
-
-
-def test_config_published_base_has_its_parameter_count():
-    """The published base has its parameter count."""
-    with torch.device("meta"):
-        assert parameters(build_base(PRESETS["tiny"]().base)) == 54_515_587
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_presets_published_give_32_to_256_tokens(name):
-    """Published presets give 32 to 256 tokens of 256 pixels."""
-    config = PRESETS[name]()
-    assert (config.image_size, config.grid) == (256, 16)
-    assert config.lengths == (32, 64, 96, 128, 160, 192, 224, 256)
-
-
-def test_preset_packaged_gives_16_to_64_tokens():
-    """The packaged preset gives 16 to 64 tokens of 64 pixels."""
-    assert (nano().image_size, nano().grid, nano().lengths) == (64, 8, (16, 32, 48, 64))

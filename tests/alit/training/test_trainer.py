@@ -28,7 +28,7 @@ def test_accumulated_steps_equal_whole_steps():
         trainer = trainer_of(recipe, config=TINY, dtype=torch.float64)
         assert trainer.objective.revival is not None
         trainer.objective.revival.every = 1000  # it sees another last part
-        return losses_of(trainer, 3)
+        return losses_of(trainer, 2)
 
     assert losses(4, latent_weight=0.0) == pytest.approx(losses(1, latent_weight=0.0), rel=1e-9)
     assert losses(4) == pytest.approx(losses(1), rel=2e-2)  # each part is divided by its own spread of latents
