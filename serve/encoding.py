@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from alit.encoding.criteria import parse
+from alit.encoding.criteria import CRITERIA, parse
 from alit.encoding.results import ImageResult
 from alit.images.encode import encode_image, to_uint8
 from alit.images.tensors import to_tensor
@@ -76,7 +76,7 @@ class EncodedImage:
 def describe_model(name: str, config: AlitConfig, fingerprint: str) -> Model:
     """Returns a model's description for `/v1/models`."""
     assert config.codebook_size is not None
-    criteria = ["fixed", "l1", "mse", "psnr", "ssim", "code", "latent"]
+    criteria = list(CRITERIA)
     if not isinstance(config.base, VQGANConfig):
         criteria.remove("code")
     return Model(

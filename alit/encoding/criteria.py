@@ -102,6 +102,10 @@ _BUILTIN_MEASURES = {
 }
 
 
+CRITERIA = ("fixed", *_BUILTIN_MEASURES)
+"""The names of the built-in criteria."""
+
+
 def criterion_name(spec: str) -> str:
     """Returns the name in a stored `name:threshold`, without loading a user's function: `l1` for `l1:0.07`."""
     return spec.partition(":")[0]

@@ -1,4 +1,4 @@
-"""Worker counts, batch size and Ray resource requirements: the one rule that every job and estimate follows."""
+"""Worker counts, batch size and Ray resource requirements: the one rule of tokenization and evaluation."""
 
 from __future__ import annotations
 

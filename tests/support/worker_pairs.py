@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -98,4 +99,5 @@ if __name__ == "__main__":  # python worker_pairs.py RANK WORKERS STORE OUTPUT C
         result = train(case, int(rank), int(workers), sharding=sharding)
         if rank == "0":
             torch.save(result, Path(output) / f"{run}.pt")
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # gloo has threads that may outlive the interpreter's teardown, which then aborts

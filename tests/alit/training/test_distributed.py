@@ -23,7 +23,11 @@ FSDP = ["base", "distill", "finetune"]
 def pairs(tmp_path_factory) -> Path:
     """A folder with the results of two workers for every case, with each kind of sharding."""
     folder = tmp_path_factory.mktemp("pairs")
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{TESTS / 'support'}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": f"{ROOT}:{TESTS / 'support'}",
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",  # whatever the host's name resolves to
+    }
     runs = [f"{case}-ddp" for case in DDP] + [f"{case}-fsdp" for case in FSDP]
     workers = [
         subprocess.Popen(
