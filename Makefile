@@ -23,9 +23,9 @@ test: $(INSTALLED) ## run the tests, in two processes; ARGS="-k name" passes opt
 	@echo "test: pytest -n $(PROCESSES) $(ARGS)"
 	@$(PY) -m pytest -n $(PROCESSES) --no-loadscope-reorder $(ARGS)
 
-numeric: $(INSTALLED) ## run the tests of the library with the kernels of other machines: AVX2, one thread
-	@echo "numeric: pytest -n $(PROCESSES) tests/alit $(ARGS)"
-	@ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(PROCESSES) --no-loadscope-reorder tests/alit $(ARGS)
+numeric: $(INSTALLED) ## run the numeric tests with the kernels of other machines: AVX2, one thread
+	@echo "numeric: pytest -n $(PROCESSES) -m numeric tests/alit $(ARGS)"
+	@ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(PROCESSES) --no-loadscope-reorder -m numeric tests/alit $(ARGS)
 
 slow: $(INSTALLED) ## run the tests that take minutes: training that learns, a cluster whose nodes come and go
 	@echo "slow: pytest -m slow $(ARGS)"

@@ -14,6 +14,8 @@ from alit.official import from_official
 from alit.tokenizer import Alit
 from alit.weights import load_weights, save_weights
 
+pytestmark = pytest.mark.numeric
+
 HALTING = {"official-mini-halting": {"halting": "deterministic", "halting_threshold": 0.018}}
 VQGAN = ("official-mini", "official-mini-halting")
 EVERY = (*VQGAN, "official-mini-kl")

@@ -11,6 +11,8 @@ from image_files import blob_images, to_tensor
 
 from alit.reconstruction import gradient_entropy, perplexity
 
+pytestmark = pytest.mark.numeric
+
 
 def test_perplexity_is_the_exponential_of_the_entropy():
     """The perplexity of ids is e to the power of their entropy."""

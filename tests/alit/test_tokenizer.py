@@ -40,6 +40,8 @@ from alit.errors import CriterionError
 from alit.model.base import BaseTokens
 from alit.tokenizer import Alit
 
+pytestmark = pytest.mark.numeric
+
 
 def ssim_by_hand(x: np.ndarray, y: np.ndarray) -> float:
     """Wang et al. 2004, window by window."""

@@ -16,6 +16,8 @@ from alit.model.base import BaseTokens
 from alit.model.config import AlitConfig, KLConfig
 from alit.tokenizer import Alit
 
+pytestmark = pytest.mark.numeric
+
 KL = AlitConfig(
     base=KLConfig(channels=(32, 32), blocks=1, latent_dim=4), image_size=8, width=16, depth=1, heads=2, iterations=4
 )

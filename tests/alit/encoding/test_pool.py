@@ -21,6 +21,8 @@ from alit.encoding.results import Encoded, ImageResult
 from alit.errors import CriterionError
 from alit.model.base import BaseTokens
 
+pytestmark = pytest.mark.numeric
+
 ANY = parse("l1:0.5")
 K = 4
 

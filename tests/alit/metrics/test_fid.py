@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from alit.errors import AlitError, WeightsError
 from alit.metrics.fid import InceptionFeatures, Moments, frechet_distance
 
+pytestmark = pytest.mark.numeric
+
 # -------------------------------------------------------------------- the published layout, by hand
 
 Layer = tuple[str, int, int, int, int]

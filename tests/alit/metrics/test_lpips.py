@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from alit.errors import ConfigError, WeightsError
 from alit.metrics.lpips import Perceptual, read_tensors
 
+pytestmark = pytest.mark.numeric
+
 WIDTHS = {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256, 17: 512, 19: 512, 21: 512, 24: 512, 26: 512, 28: 512}
 """Torchvision's numbers of VGG16's convolutions. Between them are ReLUs, and poolings where a number is left out."""
 

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from alit.metrics import pixel
 
+pytestmark = pytest.mark.numeric
+
 ALL = {"l1": pixel.l1, "mse": pixel.mse, "psnr": pixel.psnr, "ssim": pixel.ssim}
 
 

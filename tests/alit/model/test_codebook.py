@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from lively_models import images, model_of
 from torch import nn
+
+pytestmark = pytest.mark.numeric
 
 
 def test_rollout_at_strength_zero_keeps_unit_codes():

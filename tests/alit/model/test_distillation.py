@@ -13,6 +13,8 @@ from torch import Tensor
 
 from alit.tokenizer import Alit
 
+pytestmark = pytest.mark.numeric
+
 
 @cache
 def deep_model(name: str) -> Alit:

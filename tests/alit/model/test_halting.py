@@ -11,6 +11,8 @@ from small_models import TINY
 
 from alit.model.halting import fixed_noise, halting_mask
 
+pytestmark = pytest.mark.numeric
+
 MASKED = dataclasses.replace(TINY, halting="deterministic", halting_threshold=0.5)
 NOISY = dataclasses.replace(TINY, halting="sampled", halting_threshold=0.5)
 PROBABILITIES_BG = torch.tensor([[0.4, 0.5001, 0.7, 0.99]])

@@ -27,6 +27,8 @@ from alit.model import presets
 from alit.official import convert, from_official
 from alit.weights import fingerprint, load_weights
 
+pytestmark = pytest.mark.numeric
+
 
 def provenance(folder: Path) -> dict[str, object]:
     return json.loads((folder / "config.json").read_bytes())["provenance"]

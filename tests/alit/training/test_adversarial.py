@@ -13,6 +13,8 @@ from torch import nn
 from alit.training.adversarial import DiscriminatorPerLength, PatchDiscriminator, adaptive_weight
 from alit.training.recipes import FinetuneRecipe
 
+pytestmark = pytest.mark.numeric
+
 
 def test_both_optimizers_step_on_schedule():
     """Model and discriminator have separate optimizers, and the discriminator trains from its first step on."""

@@ -15,6 +15,8 @@ import worker_pairs
 from paths import ROOT, TESTS
 from worker_pairs import CASES, STEPS
 
+pytestmark = pytest.mark.numeric
+
 DDP = list(CASES)
 FSDP = ["base", "distill", "finetune"]
 

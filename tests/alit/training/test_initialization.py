@@ -11,6 +11,8 @@ from small_trainers import HALTING, fresh, images_u8, same_state
 from alit.tokenizer import Alit
 from alit.training.initialization import initialize_locally
 
+pytestmark = pytest.mark.numeric
+
 
 def own_share(model: Alit) -> float:
     """Returns how often a latent's attention is centred in its own quarter of the image."""

@@ -17,6 +17,8 @@ from alit.training.objectives import DistillObjective, objective_for
 from alit.training.recipes import BaseRecipe, DistillRecipe, FinetuneRecipe, Recipe
 from alit.training.trainer import Trainer
 
+pytestmark = pytest.mark.numeric
+
 GOLDEN = {
     "base": [0.60969, 0.55232, 0.50495, 0.4685, 0.4524, 0.42026, 0.43863, 0.44074, 0.41651, 0.38958],
     "distill": [19.262, 16.221, 11.715, 10.978, 10.957, 10.94, 10.924, 19.068, 11.583, 16.972],

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from small_trainers import common, images_u8, losses_of, trainer_of
 
 from alit.training.recipes import BaseRecipe
 from alit.training.revival import CodeRevival
+
+pytestmark = pytest.mark.numeric
 
 
 def test_revival_replaces_unused_codes():

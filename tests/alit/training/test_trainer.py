@@ -19,6 +19,8 @@ from alit.training.objectives import DistillObjective, Losses
 from alit.training.recipes import RECIPES, BaseRecipe, DistillRecipe, FinetuneRecipe, Recipe
 from alit.training.trainer import Trainer
 
+pytestmark = pytest.mark.numeric
+
 
 def test_accumulated_steps_equal_whole_steps():
     """Gradients that are accumulated over four parts of a batch train as the whole batch does."""
